@@ -1,0 +1,410 @@
+//! Every number a server runs by: unit, default, reason. `server --print-config` prints this table as the TOML file
+//! it also reads; the texts below are the comments of that file.
+//!
+//! Every queue, buffer and count has its bound here, and every wait its deadline.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+/// When a write counts as durable.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Durability {
+    /// The log is on the disk (SQLite `synchronous=FULL`) before a write is acknowledged.
+    PowerLoss,
+    /// The log is with the operating system (`synchronous=NORMAL`): a killed server loses nothing, a power cut may.
+    ProcessCrash,
+}
+
+impl Durability {
+    /// As in the configuration file.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Durability::PowerLoss => "power-loss",
+            Durability::ProcessCrash => "process-crash",
+        }
+    }
+}
+
+/// Why a configuration was refused. Nothing was started.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("cannot read {path}: {source}", path = path.display())]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// Not TOML, an unknown key or a value of the wrong type; the message shows the line.
+    #[error("{path}: {message}`server --print-config` lists every key", path = path.display())]
+    Malformed {
+        /// The file.
+        path: PathBuf,
+        /// What the parser said, with line and column.
+        message: String,
+    },
+    /// A value that cannot be.
+    #[error("{path} line {line}: {key} = {value} is refused: {why}", path = path.display())]
+    Impossible {
+        /// The file.
+        path: PathBuf,
+        /// Counted from 1.
+        line: usize,
+        /// The setting.
+        key: &'static str,
+        /// Its value.
+        value: String,
+        /// What values are possible.
+        why: String,
+    },
+}
+
+/// A setting's least and largest value, or that it has none.
+trait Bounded {
+    fn out_of(&self, bounds: Option<(f64, f64)>) -> bool;
+}
+
+macro_rules! bounded {
+    ($($number:ty),*) => { $(
+        impl Bounded for $number {
+            fn out_of(&self, bounds: Option<(f64, f64)>) -> bool {
+                bounds.is_some_and(|(least, most)| !((least..=most).contains(&(*self as f64))))
+            }
+        }
+    )* };
+}
+bounded!(u64, usize, i64, f64);
+
+impl Bounded for bool {
+    fn out_of(&self, _: Option<(f64, f64)>) -> bool {
+        false
+    }
+}
+impl Bounded for String {
+    fn out_of(&self, bounds: Option<(f64, f64)>) -> bool {
+        self.len().out_of(bounds)
+    }
+}
+impl Bounded for Durability {
+    fn out_of(&self, _: Option<(f64, f64)>) -> bool {
+        false
+    }
+}
+
+/// One table of settings: the struct, its defaults, its bounds and its printed form.
+macro_rules! settings {
+    ($( $heading:literal { $( $(#[doc = $doc:literal])+ $name:ident: $kind:ty = $default:expr $(, $least:literal to $most:literal)? ; )+ } )+) => {
+        /// Every setting of a server. The field texts are what `server --print-config` prints.
+        #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+        #[serde(deny_unknown_fields, default)]
+        pub struct Config { $($( $(#[doc = $doc])+ pub $name: $kind, )+)+ }
+
+        impl Default for Config {
+            fn default() -> Config {
+                Config { $($( $name: $default, )+)+ }
+            }
+        }
+
+        impl Config {
+            /// This configuration as a commented TOML file that [`Config::load`] reads back.
+            pub fn to_toml(&self) -> String {
+                let mut out = String::from("# Configuration of a Tetrachord server. What is left out has the value shown here.\n");
+                $(
+                    out.push_str(concat!("\n# ---- ", $heading, "\n"));
+                    $(
+                        out.push('\n');
+                        $( out.push_str(concat!("#", $doc, "\n")); )+
+                        out.push_str(stringify!($name));
+                        out.push_str(" = ");
+                        out.push_str(&serde_json::to_string(&self.$name).expect("settings are plain values"));
+                        out.push('\n');
+                    )+
+                )+
+                out
+            }
+
+            /// The first setting outside its bounds: name, value, and what is possible.
+            fn out_of_bounds(&self) -> Option<(&'static str, String, String)> {
+                $($(
+                    let bounds: Option<(f64, f64)> = None $( .or(Some(($least as i64 as f64, $most as i64 as f64))) )?;
+                    if self.$name.out_of(bounds) {
+                        let (least, most) = bounds.expect("only what has bounds is out of them");
+                        let value = serde_json::to_string(&self.$name).expect("settings are plain values");
+                        return Some((stringify!($name), value, format!("it must be from {least} to {most}")));
+                    }
+                )+)+
+                None
+            }
+        }
+    };
+}
+
+settings! {
+    "cluster" {
+        /// Servers of another cluster name refuse to talk to each other, and a data directory remembers its own.
+        cluster_name: String = "tetrachord".to_owned(), 1 to 200;
+        /// How many servers hold each key. With fewer servers than this, all of them do. Fixed once there is data.
+        replication_factor: usize = 3, 1 to 100;
+    }
+    "durability" {
+        /// "power-loss": every acknowledged write is on the disk of the replicas that counted (SQLite synchronous=FULL).
+        /// "process-crash": it is with their operating systems; kill -9 loses nothing, a power cut may lose the last writes.
+        durability: Durability = Durability::PowerLoss;
+    }
+    "listening" {
+        /// IP address to listen on; empty: the host of this server's line in nodes.txt (127.0.0.1 unless told otherwise).
+        listen_address: String = String::new(), 0 to 255;
+        /// Threads that serve connections. 1 suits four servers on a small machine; a host of its own can take more.
+        worker_threads: usize = 1, 1 to 256;
+        /// Connections at once, clients and servers; one more is closed at once.
+        connections_max: usize = 10_000, 1 to 1_000_000;
+        /// Calls under way at once on one client connection; further ones wait unread in the socket.
+        calls_per_connection_max: usize = 256, 1 to 100_000;
+        /// Bytes of one Thrift message; a longer one costs its connection before it is read.
+        message_bytes_max: usize = 20_000_000, 1_000 to 1_000_000_000;
+        /// Bytes of all half-read messages and unsent answers of all connections; past it no connection reads on,
+        /// until some have been answered.
+        buffered_bytes_max: usize = 268_435_456, 1_000_000 to 1_000_000_000_000;
+        /// Seconds a connection may be silent between two messages.
+        idle_timeout_s: u64 = 3_600, 1 to 10_000_000;
+        /// Seconds from the first to the last byte of one message, and for the peer to take an answer.
+        half_message_timeout_s: u64 = 30, 1 to 100_000;
+        /// Nested structs and containers of one message.
+        message_depth_max: usize = 64, 8 to 1_000;
+    }
+    "requests" {
+        /// Bytes of one value.
+        value_bytes_max: usize = 16_777_216, 1 to 500_000_000;
+        /// Operations of one batch call.
+        batch_operations_max: usize = 10_000, 1 to 1_000_000;
+        /// Milliseconds until a write that has not met its level is answered "outcome unknown".
+        write_timeout_ms: u64 = 2_000, 10 to 3_600_000;
+        /// Milliseconds until a read that has not met its level is given up.
+        read_timeout_ms: u64 = 2_000, 10 to 3_600_000;
+        /// Requests this server coordinates at once; one more is refused as overloaded.
+        requests_in_flight_max: usize = 20_000, 1 to 10_000_000;
+        /// Bytes of the mutations this server coordinates at once, answers to the client or not; past it: overloaded.
+        requests_bytes_max: usize = 268_435_456, 1_000_000 to 1_000_000_000_000;
+        /// Milliseconds a stamp given by a client may be ahead of this server's wall clock. A far-future stamp would
+        /// shadow every later write of its key.
+        client_stamp_ahead_max_ms: u64 = 60_000, 0 to 1_000_000_000_000;
+        /// Milliseconds added to this server's wall clock. For drills: what if clocks disagree? 0 in life.
+        test_clock_offset_ms: i64 = 0, -1_000_000_000_000 to 1_000_000_000_000;
+    }
+    "reads" {
+        /// Write the newest version back to the replicas of a read that had an older one, before answering.
+        /// Without it a later QUORUM read may show something older than an earlier one did.
+        read_repair: bool = true;
+        /// How often (0 to 1) a read below QUORUM also compares, in the background, with the replicas it did not need.
+        /// 0: what a ONE read shows is exactly what that replica has, and drills can be repeated.
+        read_repair_chance: f64 = 0.0, 0 to 1;
+        /// Ask one more replica when an answer takes longer than 99 of 100 lately did.
+        speculative_retry: bool = true;
+        /// Milliseconds to wait at least before that, so that a fast cluster does not read everything twice.
+        speculative_retry_min_ms: u64 = 5, 0 to 3_600_000;
+    }
+    "hints" {
+        /// Keep hints for absent replicas and deliver them when they return. Without it, only read repair mends them.
+        handoff: bool = true;
+        /// Seconds of absence after which no more hints are kept for a server (3 hours, as in Cassandra).
+        hint_window_s: u64 = 10_800, 0 to 1_000_000_000;
+        /// Bytes of hints for one server, past which no more are kept for it.
+        hint_bytes_per_node_max: usize = 1_073_741_824, 0 to 1_000_000_000_000;
+        /// Mutations of one handoff message.
+        handoff_batch_mutations: usize = 512, 1 to 100_000;
+        /// Bytes of one handoff message.
+        handoff_batch_bytes: usize = 1_048_576, 1_000 to 100_000_000;
+        /// Milliseconds until handoff to a server that is up is tried again after a failure.
+        handoff_retry_ms: u64 = 1_000, 10 to 3_600_000;
+    }
+    "liveness" {
+        /// Milliseconds between two heartbeats on the connection to each other server.
+        heartbeat_ms: u64 = 200, 10 to 60_000;
+        /// A server silent for this many heartbeat intervals (as lately measured) is Suspect: asked last.
+        suspect_after_intervals: f64 = 4.0, 2 to 1_000;
+        /// And for this many, Down. With the defaults a frozen server is Down after 1.6 s.
+        down_after_intervals: f64 = 8.0, 2 to 1_000;
+        /// Milliseconds between two attempts to reach a server that is Down.
+        reconnect_ms: u64 = 100, 1 to 60_000;
+        /// Milliseconds for a connection to another server to be opened and greeted.
+        connect_timeout_ms: u64 = 1_000, 10 to 600_000;
+    }
+    "links to other servers" {
+        /// Requests under way at once to one other server; one more fails at once and leaves a hint.
+        peer_calls_max: usize = 16_384, 1 to 10_000_000;
+        /// Bytes of requests waiting or under way to one other server; past it the same.
+        peer_queue_bytes_max: usize = 67_108_864, 1_000_000 to 100_000_000_000;
+    }
+    "store" {
+        /// Bytes of the memtable (keys, cells and their overhead); then it is frozen and flushed to data.db. Memory
+        /// holds up to two of them.
+        memtable_bytes_max: usize = 67_108_864, 100_000 to 1_000_000_000_000;
+        /// Mutations waiting for the commit log; past it: overloaded.
+        log_queue_mutations_max: usize = 65_536, 1 to 100_000_000;
+        /// Bytes waiting for the commit log; past it: overloaded.
+        log_queue_bytes_max: usize = 67_108_864, 1_000_000 to 1_000_000_000_000;
+        /// Mutations of one transaction of the commit log: what has queued up during the last fsync, at most this many.
+        commit_batch_mutations_max: usize = 4_096, 1 to 1_000_000;
+        /// Bytes of one transaction of the commit log.
+        commit_batch_bytes_max: usize = 8_388_608, 1_000 to 1_000_000_000;
+        /// Pages of SQLite's write-ahead log after which it is copied into the database. 1000 was measured best: the
+        /// file is overwritten, which is up to twice as fast as growing it, and stalls stay short.
+        wal_autocheckpoint_pages: usize = 1_000, 10 to 1_000_000;
+        /// Cells of one transaction while flushing a memtable to data.db.
+        flush_transaction_cells: usize = 2_000, 1 to 1_000_000;
+        /// Bytes of SQLite's page cache of each connection to data.db.
+        base_cache_bytes: usize = 8_388_608, 100_000 to 100_000_000_000;
+        /// Bytes of data.db that may be mapped into memory (shared with the operating system's cache).
+        base_mmap_bytes: usize = 268_435_456, 0 to 100_000_000_000_000;
+        /// Cells of one answer to the inspector, which walks a store in such steps.
+        inspect_cells_max: usize = 1_024, 1 to 100_000;
+    }
+}
+
+impl Config {
+    /// Reads a TOML file; what it leaves out has its default.
+    pub fn load(path: &Path) -> Result<Config, ConfigError> {
+        let text = std::fs::read_to_string(path)
+            .map_err(|source| ConfigError::Unreadable { path: path.to_owned(), source })?;
+        Config::parse(&text, path)
+    }
+
+    /// Reads the text of a file; `path` is for the messages.
+    pub fn parse(text: &str, path: &Path) -> Result<Config, ConfigError> {
+        let config: Config = toml::from_str(text)
+            .map_err(|error| ConfigError::Malformed { path: path.to_owned(), message: error.to_string() })?;
+        match config.impossible() {
+            None => Ok(config),
+            Some((key, value, why)) => Err(ConfigError::Impossible {
+                path: path.to_owned(),
+                line: line_of(text, key),
+                key,
+                value,
+                why,
+            }),
+        }
+    }
+
+    /// The first setting that cannot be: outside its bounds, or at odds with another.
+    fn impossible(&self) -> Option<(&'static str, String, String)> {
+        if let Some(found) = self.out_of_bounds() {
+            return Some(found);
+        }
+        if self.message_bytes_max < self.value_bytes_max.saturating_add(MESSAGE_OVERHEAD_BYTES) {
+            let why = format!(
+                "it must be at least value_bytes_max + {MESSAGE_OVERHEAD_BYTES}, or the largest value could not be sent"
+            );
+            return Some(("message_bytes_max", self.message_bytes_max.to_string(), why));
+        }
+        if self.buffered_bytes_max < self.message_bytes_max {
+            let why =
+                "it must be at least message_bytes_max, or the largest message could not be read".to_owned();
+            return Some(("buffered_bytes_max", self.buffered_bytes_max.to_string(), why));
+        }
+        if self.down_after_intervals <= self.suspect_after_intervals {
+            let why = "it must be above suspect_after_intervals: Suspect comes before Down".to_owned();
+            return Some(("down_after_intervals", self.down_after_intervals.to_string(), why));
+        }
+        for (key, bound) in [
+            ("peer_queue_bytes_max", self.peer_queue_bytes_max),
+            ("log_queue_bytes_max", self.log_queue_bytes_max),
+            ("requests_bytes_max", self.requests_bytes_max),
+        ] {
+            if bound < self.message_bytes_max {
+                let why =
+                    "it must be at least message_bytes_max, or the largest value could never pass".to_owned();
+                return Some((key, bound.to_string(), why));
+            }
+        }
+        None
+    }
+
+    /// Deadline of a write.
+    pub fn write_timeout(&self) -> Duration {
+        Duration::from_millis(self.write_timeout_ms)
+    }
+
+    /// Deadline of a read.
+    pub fn read_timeout(&self) -> Duration {
+        Duration::from_millis(self.read_timeout_ms)
+    }
+
+    /// Time between two heartbeats.
+    pub fn heartbeat(&self) -> Duration {
+        Duration::from_millis(self.heartbeat_ms)
+    }
+}
+
+/// Room for keys, field headers and framing beside the value in a message.
+const MESSAGE_OVERHEAD_BYTES: usize = 200_000;
+
+/// The line (counted from 1) that sets `key`; 1 if none does and its default is at odds with another line.
+fn line_of(text: &str, key: &str) -> usize {
+    let sets = |line: &str| {
+        line.trim_start().strip_prefix(key).is_some_and(|rest| rest.trim_start().starts_with('='))
+    };
+    text.lines().position(sets).map_or(1, |index| index + 1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> Result<Config, String> {
+        Config::parse(text, Path::new("tetrachord.toml")).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn what_is_printed_is_read_back() {
+        let mut config = Config { durability: Durability::ProcessCrash, ..Config::default() };
+        config.cluster_name = "a \"quoted\" name \\ ü".to_owned();
+        config.test_clock_offset_ms = -5;
+        assert_eq!(parse(&config.to_toml()), Ok(config));
+    }
+
+    #[test]
+    fn defaults_are_possible_and_an_empty_file_means_them() {
+        assert_eq!(parse(""), Ok(Config::default()));
+        assert_eq!(Config::default().impossible(), None);
+    }
+
+    #[test]
+    fn every_setting_is_explained() {
+        let text = Config::default().to_toml();
+        let lines: Vec<&str> = text.lines().collect();
+        for (index, line) in lines.iter().enumerate() {
+            if line.contains(" = ") && !line.starts_with('#') {
+                assert!(lines[index - 1].starts_with("# "), "{line} has no comment");
+            }
+        }
+    }
+
+    #[test]
+    fn a_mistake_names_its_line() {
+        for (text, said) in [
+            ("\nwrite_timeout = 5", "line 2"),
+            ("\n\nreplication_factor = \"three\"", "line 3"),
+            (
+                "handoff = true\nreplication_factor = 0",
+                "line 2: replication_factor = 0 is refused: it must be from 1",
+            ),
+            ("read_repair_chance = 1.5", "line 1: read_repair_chance = 1.5 is refused"),
+            ("durability = \"none\"", "power-loss"),
+            ("handoff = true\nhandoff = false", "line 2"),
+            ("x", "line 1"),
+            (
+                "\nmessage_bytes_max = 2000",
+                "line 2: message_bytes_max = 2000 is refused: it must be at least",
+            ),
+            ("\n\nsuspect_after_intervals=20", "down_after_intervals"),
+            ("read_repair_chance = nan", "refused"),
+        ] {
+            let error = parse(text).unwrap_err();
+            assert!(error.contains(said), "{text:?} gave {error}");
+        }
+    }
+}
