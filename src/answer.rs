@@ -38,8 +38,13 @@ pub enum ApplyAnswer {
 /// A replica's answer to a read.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ReadAnswer {
-    /// Its cells in column order, tombstones and expired ones included.
-    Cells(Vec<(Bytes, Cell)>),
+    /// Its cells.
+    Cells {
+        /// In column order, tombstones and expired ones included.
+        cells: Vec<(Bytes, Cell)>,
+        /// False: the bound of the slice cut them off; there are more behind the last one.
+        complete: bool,
+    },
     /// No answer.
     Failed(Failure),
 }

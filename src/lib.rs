@@ -21,4 +21,25 @@ pub mod stats;
 pub mod thrift;
 
 // Where cells are kept, who holds them, who is up.
+pub mod membership;
 pub mod ring;
+pub mod store;
+
+// The other servers, and this one as one of them.
+pub mod handoff;
+pub mod peer;
+pub mod replica;
+
+// Requests of clients: how many must answer, what each call means.
+pub mod coordinator;
+pub mod service;
+
+// The whole.
+pub mod node;
+pub mod server;
+
+// Who uses it.
+pub mod client;
+pub mod console;
+pub mod inspect;
+pub mod stress;

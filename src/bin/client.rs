@@ -1,1 +1,10 @@
-fn main() {}
+//! The console.
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use tetrachord::console;
+
+fn main() -> ExitCode {
+    ExitCode::from(console::run(&console::Options::parse()))
+}

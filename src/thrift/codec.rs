@@ -265,7 +265,7 @@ mod tests {
 
     fn read_call(protocol: Protocol, bytes: &[u8]) -> Result<Option<Call>, Option<Reply>> {
         read_message(protocol, bytes, 64, |header, input| {
-            Call::read(&header.name, input).map_err(|(_, reply)| reply)
+            Call::read(&header.name, input).map_err(|(_, reply)| reply.map(|reply| *reply))
         })
         .unwrap()
     }

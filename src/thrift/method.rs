@@ -235,14 +235,14 @@ macro_rules! methods {
             /// argument cannot be read, with the reply that says so if the method declares an exception for it.
             pub fn read(
                 name: &str, input: &mut dyn TInputProtocol,
-            ) -> Result<Option<Call>, (thrift::Error, Option<Reply>)> {
+            ) -> Result<Option<Call>, (thrift::Error, Option<Box<Reply>>)> {
                 match name {
                     $( $name => match super::codec::read_arguments::<$method>(input) {
                         Ok(request) => Ok(Some(Call::$method(request))),
                         Err(error) => {
                             let why = super::codec::describe_error(&error);
                             let refusal = <$thrown>::wrong_request(format!("cannot read the request: {why}"));
-                            Err((error, refusal.map(|thrown| Reply::$method(Err(thrown)))))
+                            Err((error, refusal.map(|thrown| Box::new(Reply::$method(Err(thrown))))))
                         }
                     }, )+
                     _ => Ok(None),

@@ -10,7 +10,10 @@
 //! Not here: what a call means (`service`).
 
 pub mod codec;
+pub mod connection;
+pub mod dress;
 pub mod method;
+pub mod scan;
 pub mod strict;
 
 /// Structs of `chord.thrift`, written by the Thrift compiler.

@@ -1,0 +1,200 @@
+//! The console: lines from a person, a pipe or `-e`, carried out one after the other.
+//!
+//! ```text
+//!   line ─► command::parse ─► session ─► client ─► one server; another one where it went away
+//! ```
+//!
+//! A person gets a prompt, history and completion. A pipe gets answers on standard output and remarks on standard
+//! error, goes on after a refused or wrong line, and its exit code tells the worst: 0 done, 1 refused by the cluster,
+//! 2 wrong use.
+//!
+//! Not here: what the commands mean (`command`), how answers look (`session`, `client::text`).
+
+use std::io::{self, BufRead, IsTerminal};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use clap::Parser;
+use rustyline::error::ReadlineError;
+use tokio::runtime::Runtime;
+
+use crate::answer::NodeId;
+use crate::client::{Client, ClientOptions};
+use crate::nodes::{Address, Nodes};
+use crate::thrift::chord::Description;
+
+mod command;
+mod editor;
+mod session;
+
+pub use command::{Command, parse};
+pub use session::{Came, Next, Screen, Session};
+
+/// Put, get and delete values of a Tetrachord cluster.
+///
+/// Without -e, commands come from the terminal or a pipe; `help` lists them. Exit code: 0 done, 1 refused by the
+/// cluster, 2 wrong use.
+#[derive(Debug, Parser)]
+#[command(name = "client", version)]
+pub struct Options {
+    /// The server to talk to: its number in nodes.txt, its port, or HOST:PORT. The first that answers when left out.
+    pub server: Option<String>,
+    /// Who is in the cluster, one host:port per line.
+    #[arg(long, value_name = "FILE", default_value = "nodes.txt")]
+    pub nodes: PathBuf,
+    /// Carry out this command and end; may be given several times.
+    #[arg(short = 'e', long = "execute", value_name = "COMMAND")]
+    pub execute: Vec<String>,
+    /// Print one JSON object per answer.
+    #[arg(long)]
+    pub json: bool,
+    /// Milliseconds to wait for an answer.
+    #[arg(long, value_name = "N", default_value_t = 5_000, value_parser = clap::value_parser!(u64).range(1..))]
+    pub timeout_ms: u64,
+}
+
+/// Runs the console to its end and returns the exit code.
+pub fn run(options: &Options) -> u8 {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .expect("a runtime without threads needs nothing but a few file descriptors");
+    let (client, preferred) = match runtime.block_on(choose(options)) {
+        Ok(chosen) => chosen,
+        Err(why) => {
+            eprintln!("client: {why}");
+            return Came::WrongUse as u8;
+        }
+    };
+    let result = match options.execute.as_slice() {
+        [] if io::stdin().is_terminal() => converse(&runtime, client, preferred, options.json),
+        [] => carry_out(&runtime, client, preferred, options, &mut io::stdin().lock()),
+        commands => carry_out(&runtime, client, preferred, options, &mut commands.join("\n").as_bytes()),
+    };
+    match result {
+        Ok(came) => came as u8,
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Came::Done as u8, // the reader has seen enough
+        Err(error) => {
+            eprintln!("client: {error}");
+            Came::WrongUse as u8
+        }
+    }
+}
+
+/// The cluster's servers, and which of them was asked for.
+async fn choose(options: &Options) -> Result<(Client, Option<NodeId>), String> {
+    let client_options =
+        ClientOptions::default().with_call_timeout(Duration::from_millis(options.timeout_ms));
+    if let Some(address) = options.server.as_deref().filter(|server| server.contains(':')) {
+        let nodes =
+            Nodes::parse(address, Path::new("the command line")).map_err(|error| error.to_string())?;
+        let address = nodes.addresses()[0].clone();
+        let lone = Client::new(nodes, client_options);
+        let others = lone.describe().await.ok().and_then(|description| cluster_of(&description, address));
+        return Ok(match others {
+            Some((nodes, id)) => (Client::new(nodes, client_options), Some(id)),
+            None => (lone, None),
+        });
+    }
+    let nodes = Nodes::load(&options.nodes).map_err(|error| error.to_string())?;
+    let preferred = options.server.as_deref().map(|server| server_named(server, &nodes)).transpose()?;
+    Ok((Client::new(nodes, client_options), preferred))
+}
+
+/// The server of that number, or else the one with that port.
+fn server_named(server: &str, nodes: &Nodes) -> Result<NodeId, String> {
+    let last = nodes.len() - 1;
+    let unknown = || format!("{server} is no server: write a number from 0 to {last}, a port, or HOST:PORT");
+    let number: u32 = server.parse().map_err(|_| unknown())?;
+    if (number as usize) < nodes.len() {
+        return Ok(NodeId(number));
+    }
+    match u16::try_from(number).map(|port| nodes.with_port(port)).as_deref() {
+        Ok([only]) => Ok(*only),
+        _ => Err(unknown()),
+    }
+}
+
+/// All servers that a description names, and the number of the describing one, which is where it was found. `None` if
+/// they are not numbered from 0.
+fn cluster_of(description: &Description, found_at: Address) -> Option<(Nodes, NodeId)> {
+    let mut members: Vec<_> = description.members.as_ref()?.iter().collect();
+    members.sort_by_key(|member| member.id);
+    if !members.iter().enumerate().all(|(index, member)| member.id == Some(index as i32)) {
+        return None;
+    }
+    let lines: Vec<&str> =
+        members.iter().map(|member| member.address.as_deref().unwrap_or_default()).collect();
+    let nodes = Nodes::parse(&lines.join("\n"), Path::new("the ring")).ok()?;
+    let id = usize::try_from(description.id?).ok().filter(|id| *id < nodes.len())?;
+    let mut addresses = nodes.addresses().to_vec();
+    addresses[id] = found_at;
+    Some((Nodes::new(addresses), NodeId(id as u32)))
+}
+
+/// Lines from a pipe or the command line, to their end.
+fn carry_out(
+    runtime: &Runtime,
+    client: Client,
+    preferred: Option<NodeId>,
+    options: &Options,
+    lines: &mut dyn BufRead,
+) -> io::Result<Came> {
+    let (mut answers, mut remarks) = (io::stdout(), io::stderr());
+    let greet = options.execute.is_empty();
+    let screen = Screen { answers: &mut answers, remarks: &mut remarks, json: options.json, greet };
+    runtime.block_on(async {
+        match Session::connect(client, preferred, screen).await? {
+            None => Ok(Came::Refused),
+            Some(mut session) => carry_out_in(&mut session, lines).await,
+        }
+    })
+}
+
+async fn carry_out_in(session: &mut Session<'_>, lines: &mut dyn BufRead) -> io::Result<Came> {
+    let mut worst = Came::Done;
+    let mut line = Vec::new();
+    loop {
+        line.clear();
+        if lines.read_until(b'\n', &mut line)? == 0 {
+            return Ok(worst);
+        }
+        match session.line(&String::from_utf8_lossy(&line)).await? {
+            Next::Line(came) => worst = worst.max(came),
+            Next::Leave => return Ok(worst),
+        }
+    }
+}
+
+/// Lines from a person.
+fn converse(runtime: &Runtime, client: Client, preferred: Option<NodeId>, json: bool) -> io::Result<Came> {
+    let (mut answers, mut remarks) = (io::stdout(), io::stdout());
+    let screen = Screen { answers: &mut answers, remarks: &mut remarks, json, greet: true };
+    let Some(mut session) = runtime.block_on(Session::connect(client, preferred, screen))? else {
+        return Ok(Came::Refused);
+    };
+    let mut editor = editor::Lines::open();
+    loop {
+        let line = match editor.next() {
+            Ok(line) => line,
+            Err(ReadlineError::Interrupted) => continue, // Ctrl-C clears the line
+            Err(ReadlineError::Eof) => return Ok(Came::Done),
+            Err(error) => return Err(io::Error::other(error)),
+        };
+        let next = runtime.block_on(async {
+            tokio::select! {
+                biased;
+                next = session.line(&line) => Some(next),
+                _ = tokio::signal::ctrl_c() => None,
+            }
+        });
+        match next.transpose()? {
+            Some(Next::Line(_)) => {}
+            Some(Next::Leave) => return Ok(Came::Done),
+            None => println!("not waited for; a write may or may not have happened"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,65 @@
+//! How much may be under way at once: a count and bytes, taken when a request begins and given back when its last
+//! answer has come. Past either bound a request is refused before anything was done.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+/// The bounds and what is taken of them.
+pub struct Admission {
+    requests_max: usize,
+    bytes_max: usize,
+    requests: AtomicUsize,
+    bytes: AtomicUsize,
+}
+
+/// One admitted request; dropping it gives its share back.
+pub struct Admitted {
+    admission: Arc<Admission>,
+    bytes: usize,
+}
+
+impl Admission {
+    /// At most `requests_max` requests of together at most `bytes_max` bytes.
+    pub fn new(requests_max: usize, bytes_max: usize) -> Arc<Admission> {
+        Arc::new(Admission { requests_max, bytes_max, requests: AtomicUsize::new(0), bytes: AtomicUsize::new(0) })
+    }
+
+    /// Admits a request of `bytes` bytes, or says no.
+    pub fn admit(self: &Arc<Self>, bytes: usize) -> Option<Admitted> {
+        let requests = self.requests.fetch_add(1, Ordering::Relaxed) + 1;
+        let held = self.bytes.fetch_add(bytes, Ordering::Relaxed) + bytes;
+        let admitted = Admitted { admission: self.clone(), bytes };
+        (requests <= self.requests_max && held <= self.bytes_max).then_some(admitted)
+    }
+
+    /// Requests and bytes under way now.
+    pub fn under_way(&self) -> (usize, usize) {
+        (self.requests.load(Ordering::Relaxed), self.bytes.load(Ordering::Relaxed))
+    }
+}
+
+impl Drop for Admitted {
+    fn drop(&mut self) {
+        self.admission.requests.fetch_sub(1, Ordering::Relaxed);
+        self.admission.bytes.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_bounds_hold_and_what_is_given_back_can_be_taken_again() {
+        let admission = Admission::new(2, 100);
+        let first = admission.admit(60).unwrap();
+        assert!(admission.admit(60).is_none());
+        let second = admission.admit(40).unwrap();
+        assert!(admission.admit(0).is_none());
+        drop(first);
+        let third = admission.admit(60).unwrap();
+        assert_eq!(admission.under_way(), (2, 100));
+        drop((second, third));
+        assert_eq!(admission.under_way(), (0, 0));
+    }
+}

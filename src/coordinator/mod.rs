@@ -1,0 +1,641 @@
+//! Carries a client's request to the replicas of its key and says what came of it.
+//!
+//!   write:  ring ─► who is up? ─► stamp ─► send to all up, hint for all absent ─► count until the level is met ─► answer
+//!                                                                    └─► late ones are awaited; failed ones get a hint
+//!   read:   ring ─► who is up? ─► ask as many as needed ─► merge ─► write back to those behind ─► answer
+//!
+//! What the answers promise:
+//!
+//!   - met: as many replicas as the level needs have the mutation durably, or something newer.
+//!   - [`Refused::Unavailable`]: fewer replicas were up than the level needs; nothing was written, no hint either.
+//!   - [`Refused::Overloaded`]: nothing was written.
+//!   - [`Refused::Timeout`]: outcome unknown. The write may be on some replicas; it is not undone, and hints and read
+//!     repair may yet bring it to all of them.
+//!
+//! Deciding is apart from doing: `write` and `read` count answers and know no socket; this file only sends and awaits.
+//!
+//! Not here: what a method of the wire means (`service`), how a replica is reached (`replica`).
+
+mod admission;
+pub mod level;
+pub mod read;
+#[cfg(test)]
+mod script;
+mod trace;
+pub mod write;
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::time::Instant;
+
+use crate::answer::{Answers, ApplyAnswer, Failure, NodeId, ReadAnswer};
+use crate::cell::{Cell, Stamp};
+use crate::clock::Clock;
+use crate::config::Config;
+use crate::handoff::Handoff;
+use crate::membership::{Members, State};
+use crate::mutation::Mutation;
+use crate::replica::{Outgoing, Replicas};
+use crate::ring::Ring;
+use crate::slice::Slice;
+use crate::stats::Stats;
+
+use admission::{Admission, Admitted};
+pub use level::Level;
+use read::{Next, ReadOp};
+pub use trace::Trace;
+use write::{Verdict, WriteOp};
+
+/// Coordinates the requests of this server's clients.
+pub struct Coordinator {
+    me: NodeId,
+    config: Arc<Config>,
+    ring: Arc<Ring>,
+    members: Arc<Members>,
+    replicas: Replicas,
+    handoff: Arc<Handoff>,
+    clock: Arc<Clock>,
+    stats: Arc<Stats>,
+    admission: Arc<Admission>,
+    /// Microseconds after which a read asks one replica more; renewed by [`Coordinator::renew_speculation`].
+    speculate_after_us: AtomicU64,
+    random: Mutex<fastrand::Rng>,
+}
+
+/// A write that met its level.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Written {
+    /// The stamp that won: of this write, or a newer one that was there.
+    pub stamp: Stamp,
+    /// How many replicas are known to have it by now.
+    pub replicas: usize,
+}
+
+/// A read that met its level.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Found {
+    /// The newest version of each cell, in column order, tombstones and expired ones included.
+    pub cells: Vec<(Bytes, Cell)>,
+    /// False: the slice's bound cut it; there may be more cells behind the last one.
+    pub complete: bool,
+}
+
+/// Why a request did not meet its level, and what happened to the data.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refused {
+    /// Fewer replicas were up than the level needs. A promise: nothing was written anywhere, no hint either.
+    #[error("Not enough replicas alive: {level} needs {needed}, {alive} up ({who}); nothing was written")]
+    Unavailable {
+        /// Of the request.
+        level: Level,
+        /// Replicas the level needs.
+        needed: usize,
+        /// Replicas that were up.
+        alive: usize,
+        /// Which were not.
+        who: String,
+    },
+    /// A write did not meet its level in time. It is on `acknowledged` replicas and perhaps on more; it is not undone
+    /// and may yet surface.
+    #[error(
+        "Timeout: {level} needs {needed}, {acknowledged} acknowledged{why}; the outcome is unknown: \
+         the write is not undone and may yet surface"
+    )]
+    WriteTimeout {
+        /// Of the request.
+        level: Level,
+        /// Acknowledgements the level needs.
+        needed: usize,
+        /// Acknowledgements that came.
+        acknowledged: usize,
+        /// What the others said.
+        why: String,
+    },
+    /// A read did not meet its level in time. Nothing was changed.
+    #[error("Timeout: {level} needs {needed}, {answered} answered{why}; try again")]
+    ReadTimeout {
+        /// Of the request.
+        level: Level,
+        /// Answers the level needs.
+        needed: usize,
+        /// Answers that came.
+        answered: usize,
+        /// What the others said.
+        why: String,
+    },
+    /// Too much is under way, or every replica refused. Nothing was written.
+    #[error("Overloaded: {why}; nothing was written, try again later")]
+    Overloaded {
+        /// What is too much, or what the replicas said.
+        why: String,
+    },
+}
+
+/// Where the stamp of a write comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stamping {
+    /// This server's clock.
+    Clock,
+    /// The client; kept as it is.
+    Given(Stamp),
+}
+
+impl Coordinator {
+    /// For server `me`; `seed` decides what is left to chance.
+    #[allow(clippy::too_many_arguments)] // the parts it stands on, named once in `node`
+    pub fn new(
+        me: NodeId,
+        config: Arc<Config>,
+        ring: Arc<Ring>,
+        members: Arc<Members>,
+        replicas: Replicas,
+        handoff: Arc<Handoff>,
+        clock: Arc<Clock>,
+        stats: Arc<Stats>,
+        seed: u64,
+    ) -> Coordinator {
+        let admission = Admission::new(config.requests_in_flight_max, config.requests_bytes_max);
+        let speculate_after_us = AtomicU64::new(config.speculative_retry_min_ms * 1000);
+        let random = Mutex::new(fastrand::Rng::with_seed(seed));
+        Coordinator {
+            me,
+            config,
+            ring,
+            members,
+            replicas,
+            handoff,
+            clock,
+            stats,
+            admission,
+            speculate_after_us,
+            random,
+        }
+    }
+
+    /// Writes `mutation`, whose cells are stamped here, at `level`.
+    pub async fn write(
+        self: &Arc<Self>,
+        mutation: Mutation,
+        stamping: Stamping,
+        level: Level,
+        trace: &mut Trace,
+    ) -> Result<Written, Refused> {
+        let start = Instant::now();
+        let outcome = self.try_write(mutation, stamping, level, start, trace).await;
+        self.stats.write.record_time(start.elapsed());
+        match &outcome {
+            Ok(_) => self.stats.writes_ok.count(),
+            Err(Refused::Unavailable { .. }) => self.stats.writes_unavailable.count(),
+            Err(Refused::Overloaded { .. }) => self.stats.writes_overloaded.count(),
+            Err(Refused::WriteTimeout { .. } | Refused::ReadTimeout { .. }) => self.stats.writes_timeout.count(),
+        }
+        outcome
+    }
+
+    async fn try_write(
+        self: &Arc<Self>,
+        mut mutation: Mutation,
+        stamping: Stamping,
+        level: Level,
+        start: Instant,
+        trace: &mut Trace,
+    ) -> Result<Written, Refused> {
+        let admitted = self.admit(mutation.encoded_len())?;
+        let (alive, absent) = self.split_by_liveness(&mutation.partition);
+        self.check_available(level, &alive, &absent)?;
+        let stamp = match stamping {
+            Stamping::Clock => self.clock.stamp(),
+            Stamping::Given(stamp) => {
+                self.clock.observe(stamp);
+                stamp
+            }
+        };
+        for (_, cell) in &mut mutation.cells {
+            cell.stamp = stamp;
+        }
+        trace.note(|| format!("server {} coordinates, stamp {stamp}, {level}", self.me));
+        let op = WriteOp::new(level, &alive, &absent, stamping != Stamping::Clock);
+        let deadline = start + self.config.write_timeout();
+        let round = Round { op, outgoing: Outgoing::new(mutation), stamp, admitted, deadline };
+        self.run_rounds(round, level, &absent, trace).await
+    }
+
+    /// Sends, counts, and sends again with a newer stamp while replicas are ahead.
+    async fn run_rounds(
+        self: &Arc<Self>,
+        mut round: Round,
+        level: Level,
+        absent: &[NodeId],
+        trace: &mut Trace,
+    ) -> Result<Written, Refused> {
+        loop {
+            let mut answers = self.send(&round, trace);
+            let mut hints = self.hint(&round, absent, trace);
+            match self.await_verdict(&mut round, &mut answers, &mut hints, trace).await {
+                Verdict::Restamp(above) => {
+                    self.clock.observe(above);
+                    round.stamp = self.clock.stamp();
+                    trace.note(|| format!("replicas are ahead: once more with stamp {}", round.stamp));
+                    self.stats.writes_restamped.count();
+                    round.outgoing = Outgoing::new(round.outgoing.mutation().restamped(round.stamp));
+                    // Who failed in this round is not asked again: it gets the newer mutation as a hint.
+                    let failed: Vec<NodeId> = round.op.failures().map(|(node, _)| node).collect();
+                    self.hint_and_forget(&round.outgoing, failed.into_iter());
+                    round.op.restamped();
+                }
+                Verdict::Met => {
+                    let written = round.written();
+                    self.settle(round, answers);
+                    return Ok(written);
+                }
+                Verdict::Failed | Verdict::Pending => {
+                    let refused = round.refused(level);
+                    if !matches!(refused, Refused::Overloaded { .. }) {
+                        self.settle(round, answers);
+                    }
+                    return Err(refused);
+                }
+            }
+        }
+    }
+
+    /// Sends the round's mutation to every replica that owes an answer.
+    fn send(&self, round: &Round, trace: &mut Trace) -> Answers<ApplyAnswer> {
+        let mut answers = Answers::default();
+        // The other servers first: their fsyncs then run beside this server's own.
+        let here = round.op.waiting().filter(|node| *node == self.me);
+        for node in round.op.waiting().filter(|node| *node != self.me).chain(here) {
+            trace.note(|| format!("to server {node}"));
+            self.replicas.apply(&round.outgoing, answers.expect(node));
+        }
+        answers
+    }
+
+    /// Keeps the round's mutation for the absent replicas.
+    fn hint(&self, round: &Round, absent: &[NodeId], trace: &mut Trace) -> Answers<Result<(), Failure>> {
+        let mut answers = Answers::default();
+        for node in absent {
+            trace.note(|| format!("server {node} is absent: hint"));
+            self.handoff.keep(round.outgoing.mutation(), answers.expect(*node));
+        }
+        answers
+    }
+
+    /// Counts answers until the write is decided or its deadline passes (`Pending`).
+    async fn await_verdict(
+        &self,
+        round: &mut Round,
+        answers: &mut Answers<ApplyAnswer>,
+        hints: &mut Answers<Result<(), Failure>>,
+        trace: &mut Trace,
+    ) -> Verdict {
+        let deadline = tokio::time::sleep_until(round.deadline);
+        tokio::pin!(deadline);
+        loop {
+            match round.op.verdict() {
+                Verdict::Pending => {}
+                Verdict::Failed if round.op.may_be_unstored() && answers.due() > 0 => {}
+                verdict => return verdict,
+            }
+            tokio::select! {
+                biased; // an answer that is there counts, even at the deadline
+                Some((node, answer)) = answers.next() => {
+                    trace.note(|| format!("server {node}: {}", describe_apply(&answer)));
+                    round.op.note(node, answer);
+                }
+                Some((node, outcome)) = hints.next() => {
+                    trace.note(|| format!("hint for server {node}: {}", describe_hint(&outcome)));
+                    round.op.note_hint(node, outcome);
+                }
+                () = &mut deadline => {
+                    trace.note(|| "the deadline has passed");
+                    return Verdict::Pending;
+                }
+            }
+        }
+    }
+
+    /// Awaits, in the background, the answers that the client does not wait for. Whoever fails gets a hint.
+    fn settle(self: &Arc<Self>, mut round: Round, mut answers: Answers<ApplyAnswer>) {
+        if answers.due() == 0 {
+            let failed: Vec<NodeId> = round.op.failures().map(|(node, _)| node).collect();
+            return self.hint_and_forget(&round.outgoing, failed.into_iter());
+        }
+        let coordinator = self.clone();
+        tokio::spawn(async move {
+            let late = async {
+                while let Some((node, answer)) = answers.next().await {
+                    round.op.note(node, answer);
+                }
+            };
+            // After the deadline whoever is silent gets a hint too; it may have the mutation, which does no harm.
+            let _ = tokio::time::timeout_at(round.deadline, late).await;
+            let failed = round.op.failures().map(|(node, _)| node);
+            let missing: Vec<NodeId> = failed.chain(round.op.waiting()).collect();
+            coordinator.hint_and_forget(&round.outgoing, missing.into_iter());
+            drop(round.admitted);
+        });
+    }
+
+    fn hint_and_forget(&self, outgoing: &Outgoing, nodes: impl Iterator<Item = NodeId>) {
+        for node in nodes.filter(|node| *node != self.me) {
+            self.handoff.keep(outgoing.mutation(), Answers::default().expect(node));
+        }
+    }
+
+    /// Reads `slice` at `level`.
+    pub async fn read(self: &Arc<Self>, slice: Slice, level: Level, trace: &mut Trace) -> Result<Found, Refused> {
+        let start = Instant::now();
+        let outcome = match self.read_here_if_enough(&slice, level, trace) {
+            Some(found) => Ok(found),
+            None => self.try_read(slice, level, start, trace).await,
+        };
+        self.stats.read.record_time(start.elapsed());
+        match &outcome {
+            Ok(_) => self.stats.reads_ok.count(),
+            Err(Refused::Unavailable { .. }) => self.stats.reads_unavailable.count(),
+            Err(Refused::Overloaded { .. }) => self.stats.reads_overloaded.count(),
+            Err(Refused::ReadTimeout { .. } | Refused::WriteTimeout { .. }) => self.stats.reads_timeout.count(),
+        }
+        outcome
+    }
+
+    /// The short way: one answer suffices and this server can give it, without a timer or a task. The service tries
+    /// it first, so that such a read is answered where its bytes arrived.
+    fn read_here_if_enough(&self, slice: &Slice, level: Level, trace: &mut Trace) -> Option<Found> {
+        let replicas = self.ring.replicas(&slice.partition);
+        if level.needed(replicas.len()) != 1 || !replicas.contains(&self.me) || self.config.read_repair_chance > 0.0 {
+            return None;
+        }
+        match self.replicas.read_here(slice) {
+            ReadAnswer::Cells { cells, complete } => {
+                trace.note(|| format!("server {} answers from its own store, {level}", self.me));
+                Some(Found { cells, complete })
+            }
+            ReadAnswer::Failed(failure) => {
+                trace.note(|| format!("server {}: {failure}", self.me));
+                None
+            }
+        }
+    }
+
+    async fn try_read(
+        self: &Arc<Self>,
+        slice: Slice,
+        level: Level,
+        start: Instant,
+        trace: &mut Trace,
+    ) -> Result<Found, Refused> {
+        let _admitted = self.admit(slice.partition.len())?;
+        let (mut alive, absent) = self.split_by_liveness(&slice.partition);
+        self.check_available(level, &alive, &absent)?;
+        self.best_first(&mut alive);
+        let needed = level.needed(alive.len() + absent.len());
+        trace.note(|| format!("server {} coordinates, {level}", self.me));
+        let deadline = start + self.config.read_timeout();
+        loop {
+            let mut op = ReadOp::new(needed, alive.clone());
+            drop(self.await_answers(&mut op, &slice, deadline, trace).await);
+            let answered = op.answered();
+            if answered < needed {
+                let why = describe_failures(op.failures().iter().map(|(node, failure)| (*node, failure)));
+                return Err(Refused::ReadTimeout { level, needed, answered, why });
+            }
+            if !level.is_strong(alive.len() + absent.len()) {
+                self.compare_by_chance(&op, &slice);
+            }
+            let resolved = op.resolve(slice.cells_max);
+            let found = Found { cells: resolved.cells, complete: resolved.complete };
+            if !self.config.read_repair || resolved.repairs.is_empty() {
+                return Ok(found);
+            }
+            let current = answered - resolved.repairs.len();
+            match self.repair(&slice, resolved.repairs, deadline, trace).await {
+                Ok(()) => return Ok(found),
+                // A replica that cannot be mended (its disk is full, say) must not stop reads that the others can answer.
+                Err((unmended, _)) if alive.len() > needed => alive.retain(|node| *node != unmended),
+                Err((unmended, failure)) => {
+                    let why = format!(" with the newest version (server {unmended} was not repaired: {failure})");
+                    return Err(Refused::ReadTimeout { level, needed, answered: current, why });
+                }
+            }
+        }
+    }
+
+    /// Asks as many replicas as needed, one more where one fails or is slow, until enough answered or it is hopeless.
+    async fn await_answers(
+        &self,
+        op: &mut ReadOp,
+        slice: &Slice,
+        deadline: Instant,
+        trace: &mut Trace,
+    ) -> Answers<ReadAnswer> {
+        let mut answers = Answers::default();
+        for node in op.first() {
+            trace.note(|| format!("to server {node}"));
+            self.replicas.read(slice, answers.expect(*node));
+        }
+        let patience = Duration::from_micros(self.speculate_after_us.load(Ordering::Relaxed));
+        let impatient_at = if self.config.speculative_retry { Instant::now() + patience } else { deadline };
+        let timer = tokio::time::sleep_until(impatient_at.min(deadline));
+        tokio::pin!(timer);
+        loop {
+            tokio::select! {
+                biased; // an answer that is there counts, even at the deadline
+                answer = answers.next() => {
+                    let Some((node, answer)) = answer else { return answers };
+                    trace.note(|| format!("server {node}: {}", describe_read(&answer)));
+                    match op.note(node, answer) {
+                        Next::Enough | Next::Impossible => return answers,
+                        Next::Ask(next) => {
+                            trace.note(|| format!("to server {next} instead"));
+                            self.replicas.read(slice, answers.expect(next));
+                        }
+                        Next::Wait => {}
+                    }
+                }
+                () = &mut timer => {
+                    if Instant::now() >= deadline {
+                        trace.note(|| "the deadline has passed");
+                        return answers;
+                    }
+                    timer.as_mut().reset(deadline);
+                    if let Some(next) = op.slow() {
+                        trace.note(|| format!("an answer is slow: to server {next} as well"));
+                        self.stats.reads_speculated.count();
+                        self.replicas.read(slice, answers.expect(next));
+                    }
+                }
+            }
+        }
+    }
+
+    /// Writes back what answering replicas lack, and waits until all of them have it: only then do as many replicas
+    /// as the level needs have what the client is about to see.
+    async fn repair(
+        &self,
+        slice: &Slice,
+        repairs: Vec<(NodeId, Vec<(Bytes, Cell)>)>,
+        deadline: Instant,
+        trace: &mut Trace,
+    ) -> Result<(), (NodeId, Failure)> {
+        let mut answers = Answers::default();
+        let mut last = self.me;
+        for (node, cells) in repairs {
+            last = node;
+            trace.note(|| format!("server {node} is behind: repair"));
+            self.stats.read_repairs.count();
+            let mutation = Mutation { table: slice.table, partition: slice.partition.clone(), cells };
+            self.replicas.apply(&Outgoing::new(mutation), answers.expect(node));
+        }
+        loop {
+            match tokio::time::timeout_at(deadline, answers.next()).await {
+                Ok(None) => return Ok(()),
+                Ok(Some((node, ApplyAnswer::Failed(failure)))) => {
+                    trace.note(|| format!("server {node} was not repaired: {failure}"));
+                    self.stats.read_repairs_failed.count();
+                    return Err((node, failure));
+                }
+                Ok(Some((node, answer))) => trace.note(|| format!("server {node}: {}", describe_apply(&answer))),
+                Err(_) => {
+                    self.stats.read_repairs_failed.count();
+                    return Err((last, Failure::TimedOut));
+                }
+            }
+        }
+    }
+
+    /// Below a quorum: now and then compares with the replicas that were not asked, in the background.
+    fn compare_by_chance(self: &Arc<Self>, op: &ReadOp, slice: &Slice) {
+        if op.spared().is_empty() || !self.config.read_repair || !self.chance(self.config.read_repair_chance) {
+            return;
+        }
+        let (alive, _) = self.split_by_liveness(&slice.partition);
+        let (coordinator, slice) = (self.clone(), slice.clone());
+        tokio::spawn(async move {
+            let Some(_admitted) = coordinator.admission.admit(slice.partition.len()) else { return };
+            let deadline = Instant::now() + coordinator.config.read_timeout();
+            let mut op = ReadOp::new(alive.len(), alive);
+            let mut trace = Trace::new(false);
+            coordinator.await_answers(&mut op, &slice, deadline, &mut trace).await;
+            let repairs = op.resolve(slice.cells_max).repairs;
+            if let Err((node, failure)) = coordinator.repair(&slice, repairs, deadline, &mut trace).await {
+                log::debug!("server {}: server {node} was not repaired in the background: {failure}", coordinator.me);
+            }
+        });
+    }
+
+    fn chance(&self, chance: f64) -> bool {
+        self.random.lock().expect("no panic while it is held").f64() < chance
+    }
+
+    fn admit(&self, bytes: usize) -> Result<Admitted, Refused> {
+        self.admission.admit(bytes).ok_or_else(|| {
+            let (requests, bytes) = self.admission.under_way();
+            Refused::Overloaded { why: format!("{requests} requests of {bytes} bytes are under way here") }
+        })
+    }
+
+    /// The replicas of a key that are up (or only Suspect), and those that are Down.
+    fn split_by_liveness(&self, partition: &[u8]) -> (Vec<NodeId>, Vec<NodeId>) {
+        self.ring.replicas(partition).iter().partition(|node| self.members.is_alive(**node))
+    }
+
+    fn check_available(&self, level: Level, alive: &[NodeId], absent: &[NodeId]) -> Result<(), Refused> {
+        let needed = level.needed(alive.len() + absent.len());
+        let hint_suffices = level == Level::Any && absent.iter().any(|node| self.handoff.keeps_hints_for(*node).is_ok());
+        if alive.len() >= needed || hint_suffices {
+            return Ok(());
+        }
+        let names: Vec<String> = absent.iter().map(|node| format!("server {node}")).collect();
+        let who = if names.is_empty() {
+            format!("the key has only {} replicas", alive.len())
+        } else {
+            format!("{} down", names.join(", "))
+        };
+        Err(Refused::Unavailable { level, needed, alive: alive.len(), who })
+    }
+
+    /// This server first if it is a replica, then the others by how fast they answered lately, Suspect ones last.
+    fn best_first(&self, nodes: &mut [NodeId]) {
+        nodes.sort_by_key(|node| {
+            let suspect = self.members.state(*node) != State::Up;
+            (suspect, *node != self.me, self.replicas.latency_us(*node))
+        });
+    }
+
+    /// Renews, from the reads so far, the delay after which a read asks one replica more: what 99 of 100 stayed below.
+    /// Called about once a second.
+    pub fn renew_speculation(&self) {
+        let least_us = self.config.speculative_retry_min_ms * 1000;
+        self.speculate_after_us.store(self.stats.read.percentile(99.0).max(least_us), Ordering::Relaxed);
+    }
+
+    /// What is under way now, for `stats`.
+    pub fn gauges(&self) -> Vec<(&'static str, i64)> {
+        let (requests, bytes) = self.admission.under_way();
+        vec![
+            ("requests_under_way", requests as i64),
+            ("requests_under_way_bytes", bytes as i64),
+            ("speculate_after_us", self.speculate_after_us.load(Ordering::Relaxed) as i64),
+        ]
+    }
+}
+
+/// A write on its way: what is sent, what came back, until when.
+struct Round {
+    op: WriteOp,
+    outgoing: Outgoing,
+    stamp: Stamp,
+    admitted: Admitted,
+    deadline: Instant,
+}
+
+impl Round {
+    fn written(&self) -> Written {
+        let newer = self.op.newest_told().filter(|told| *told > self.stamp);
+        Written { stamp: newer.unwrap_or(self.stamp), replicas: self.op.holding() }
+    }
+
+    fn refused(&self, level: Level) -> Refused {
+        let why = describe_failures(self.op.failures());
+        if self.op.nothing_stored() {
+            return Refused::Overloaded { why: format!("no replica took it{why}") };
+        }
+        let (needed, acknowledged) = (self.op.needed(), self.op.acknowledged());
+        Refused::WriteTimeout { level, needed, acknowledged, why }
+    }
+}
+
+fn describe_failures<'a>(failures: impl Iterator<Item = (NodeId, &'a Failure)>) -> String {
+    let texts: Vec<String> = failures.map(|(node, failure)| format!("server {node}: {failure}")).collect();
+    if texts.is_empty() { String::new() } else { format!(" ({})", texts.join("; ")) }
+}
+
+fn describe_apply(answer: &ApplyAnswer) -> String {
+    match answer {
+        ApplyAnswer::Applied => "applied".to_owned(),
+        ApplyAnswer::Behind(stamp) => format!("behind, has stamp {stamp}"),
+        ApplyAnswer::Failed(failure) => failure.to_string(),
+    }
+}
+
+fn describe_hint(outcome: &Result<(), Failure>) -> String {
+    match outcome {
+        Ok(()) => "kept".to_owned(),
+        Err(failure) => format!("not kept, {failure}"),
+    }
+}
+
+fn describe_read(answer: &ReadAnswer) -> String {
+    match answer {
+        ReadAnswer::Cells { cells, .. } => match cells.iter().map(|(_, cell)| cell.stamp).max() {
+            Some(stamp) => format!("has stamp {stamp}"),
+            None => "has nothing".to_owned(),
+        },
+        ReadAnswer::Failed(failure) => failure.to_string(),
+    }
+}

@@ -1,0 +1,220 @@
+//! Hints: mutations kept for absent replicas, and their delivery when those return.
+//!
+//!   replica absent, failed or too late ──► keep ──► hint log (durable, in the same commits as everything else)
+//!   replica turns Up, or is Up and hints wait ──► deliver: batches, oldest first ──► acknowledged ──► forgotten
+//!
+//! A hint is forgotten only once its replica has the mutation durably (or something newer). A mutation may therefore
+//! be delivered twice, which `merge` makes harmless. Hints for one server are bounded by how long it has been away and
+//! by bytes; past either, no more are kept, the server says so once, and writes go on.
+//!
+//! Not here: the hint log itself (`store`), who is up (`membership`).
+
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+
+use crate::answer::{AnswerTo, ApplyAnswer, Failure, NodeId, ask_one};
+use crate::clock::Clock;
+use crate::config::Config;
+use crate::membership::{Members, State};
+use crate::mutation::Mutation;
+use crate::peer::Peers;
+use crate::stats::Stats;
+use crate::store::{Hint, Store};
+
+/// Keeps and delivers hints.
+pub struct Handoff {
+    me: NodeId,
+    nodes: Vec<NodeId>,
+    config: Arc<Config>,
+    store: Store,
+    members: Arc<Members>,
+    peers: Arc<dyn Peers>,
+    clock: Arc<Clock>,
+    stats: Arc<Stats>,
+    /// Servers to which a delivery is under way: at most one each.
+    delivering: Mutex<BTreeSet<NodeId>>,
+    /// Servers for which it was said that no more hints are kept.
+    said_full: Mutex<BTreeSet<NodeId>>,
+}
+
+/// Why hints were not all delivered. What was not acknowledged is kept.
+#[derive(Debug, thiserror::Error)]
+pub enum HandoffError {
+    /// The server cannot be reached.
+    #[error("server {0} is not up; its hints are kept")]
+    NotUp(NodeId),
+    /// The server, or the way to it, failed.
+    #[error("server {target} did not take the hints ({failure}); what it did not acknowledge is kept")]
+    NotTaken {
+        /// The server.
+        target: NodeId,
+        /// What it said.
+        failure: Failure,
+    },
+    /// This server's own hint log failed.
+    #[error("this server's hint log: {0}")]
+    HintLog(String),
+}
+
+impl Handoff {
+    /// For server `me` among `nodes`.
+    #[allow(clippy::too_many_arguments)] // the parts it stands between, named once in `node`
+    pub fn new(
+        me: NodeId,
+        nodes: Vec<NodeId>,
+        config: Arc<Config>,
+        store: Store,
+        members: Arc<Members>,
+        peers: Arc<dyn Peers>,
+        clock: Arc<Clock>,
+        stats: Arc<Stats>,
+    ) -> Handoff {
+        let delivering = Mutex::default();
+        let said_full = Mutex::default();
+        Handoff { me, nodes, config, store, members, peers, clock, stats, delivering, said_full }
+    }
+
+    /// Keeps a mutation for the server that `to` names; answered when the hint is durable, or why none is kept.
+    pub fn keep(&self, mutation: &Arc<Mutation>, to: AnswerTo<Result<(), Failure>>) {
+        let target = to.node();
+        if let Err(why) = self.keeps_hints_for(target) {
+            self.stats.hints_dropped.count();
+            self.say_full(target, &why);
+            return to.send(Err(Failure::Refused(why.into())));
+        }
+        self.store.hint(target, mutation.clone(), self.clock.wall_s(), to);
+    }
+
+    /// Whether a hint for `target` would be kept now; if not, why.
+    pub fn keeps_hints_for(&self, target: NodeId) -> Result<(), String> {
+        if !self.config.handoff {
+            return Err("hinted handoff is switched off".to_owned());
+        }
+        if target == self.me {
+            return Err("a server keeps no hints for itself".to_owned());
+        }
+        let held = self.store.hint_total(target);
+        if held.bytes >= self.config.hint_bytes_per_node_max as u64 {
+            let max = self.config.hint_bytes_per_node_max;
+            return Err(format!("{} bytes of hints for server {target} are held, the most allowed is {max}", held.bytes));
+        }
+        let window_s = self.config.hint_window_s;
+        let absent_s = self.members.absent_for(target).map_or(0, |absent| absent.as_secs());
+        // This process may be younger than the absence: the oldest hint remembers. Only an absent server's does, for
+        // hints of one that is up are on their way out.
+        let oldest_s = held.oldest_s.map_or(0, |oldest| self.clock.wall_s().saturating_sub(oldest).max(0) as u64);
+        let away_s = if self.members.is_alive(target) { 0 } else { absent_s.max(oldest_s) };
+        if away_s > window_s {
+            return Err(format!("server {target} has been away for {away_s} s, hints are kept for {window_s} s"));
+        }
+        Ok(())
+    }
+
+    /// Delivers all hints for `target` now. Returns how many were acknowledged; 0 at once if a delivery is under way.
+    pub async fn deliver(&self, target: NodeId) -> Result<u64, HandoffError> {
+        let Some(_turn) = Turn::take(&self.delivering, target) else { return Ok(0) };
+        let mut delivered = 0;
+        loop {
+            if self.members.state(target) != State::Up {
+                return Err(HandoffError::NotUp(target));
+            }
+            let batch = self
+                .store
+                .hints(target, self.config.handoff_batch_mutations, self.config.handoff_batch_bytes)
+                .map_err(|error| HandoffError::HintLog(error.to_string()))?;
+            if batch.is_empty() {
+                self.said_full.lock().expect("no panic while it is held").remove(&target);
+                return Ok(delivered);
+            }
+            delivered += self.deliver_batch(target, batch).await?;
+        }
+    }
+
+    /// Sends one batch and forgets what was acknowledged; fails if anything was not.
+    async fn deliver_batch(&self, target: NodeId, batch: Vec<Hint>) -> Result<u64, HandoffError> {
+        let mutations = batch.iter().map(|hint| hint.mutation.clone()).collect();
+        let answers = ask_one(target, |to| self.peers.apply_batch(mutations, to))
+            .await
+            .map_err(|failure| HandoffError::NotTaken { target, failure })?;
+        let mut taken = Vec::with_capacity(batch.len());
+        let mut failed = None;
+        for (hint, answer) in batch.iter().zip(answers) {
+            match answer {
+                ApplyAnswer::Applied | ApplyAnswer::Behind(_) => taken.push(hint.sequence),
+                ApplyAnswer::Failed(failure) => failed = Some(failure),
+            }
+        }
+        let delivered = taken.len() as u64;
+        if delivered > 0 {
+            ask_one(target, |to| self.store.forget_hints(target, taken, to))
+                .await
+                .map_err(|failure| HandoffError::HintLog(failure.to_string()))?;
+            self.stats.hints_delivered.add(delivered);
+        }
+        match failed {
+            Some(failure) => Err(HandoffError::NotTaken { target, failure }),
+            None => Ok(delivered),
+        }
+    }
+
+    /// Delivers to every server that returns, and again and again to servers that are up and have hints waiting.
+    pub async fn run(self: Arc<Self>, mut returns: mpsc::Receiver<NodeId>) {
+        let retry = Duration::from_millis(self.config.handoff_retry_ms);
+        loop {
+            let due: Vec<NodeId> = tokio::select! {
+                biased; // a return is more urgent than a retry
+                returned = returns.recv() => match returned {
+                    Some(node) => vec![node],
+                    None => return,
+                },
+                () = tokio::time::sleep(retry) => self.nodes.clone(),
+            };
+            if !self.config.handoff {
+                continue;
+            }
+            for target in due {
+                if self.members.state(target) == State::Up && self.store.hint_total(target).count > 0 {
+                    tokio::spawn(self.clone().deliver_and_say(target));
+                }
+            }
+        }
+    }
+
+    async fn deliver_and_say(self: Arc<Self>, target: NodeId) {
+        let me = self.me;
+        match self.deliver(target).await {
+            Ok(0) => {}
+            Ok(delivered) => log::info!("server {me}: handoff to server {target} is done: {delivered} hints delivered"),
+            Err(error) => log::warn!("server {me}: handoff to server {target} stopped: {error}"),
+        }
+    }
+
+    fn say_full(&self, target: NodeId, why: &str) {
+        let first = self.said_full.lock().expect("no panic while it is held").insert(target);
+        if first && self.config.handoff {
+            log::warn!("server {}: no more hints are kept for server {target}: {why}", self.me);
+        }
+    }
+}
+
+/// The right to deliver to one server, given back on drop.
+struct Turn<'a> {
+    delivering: &'a Mutex<BTreeSet<NodeId>>,
+    target: NodeId,
+}
+
+impl<'a> Turn<'a> {
+    fn take(delivering: &'a Mutex<BTreeSet<NodeId>>, target: NodeId) -> Option<Turn<'a>> {
+        let free = delivering.lock().expect("no panic while it is held").insert(target);
+        free.then_some(Turn { delivering, target })
+    }
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        self.delivering.lock().expect("no panic while it is held").remove(&self.target);
+    }
+}

@@ -1,0 +1,185 @@
+//! The files of a stopped server. The store will supply the pages; only [`open`] has to learn that.
+
+use std::path::{Path, PathBuf};
+
+use bytes::Bytes;
+use serde_json::{Value, json};
+
+use super::FIRST_ENTRIES;
+use crate::answer::NodeId;
+use crate::cell::Cell;
+use crate::client::text;
+use crate::key::{self, KV_TABLE};
+
+/// What a stopped server's files hold.
+pub struct Files {
+    /// Cells in the order of their engine keys, a bounded page at a time.
+    pub pages: Pages,
+    /// For whom hints are kept, and how many mutations.
+    pub hints: Vec<(NodeId, u64)>,
+}
+
+/// Pages of (engine key, cell); an error ends them.
+pub type Pages = Box<dyn Iterator<Item = Result<Vec<(Bytes, Cell)>, OfflineError>>>;
+
+/// Why a data directory cannot be read. Nothing in it was changed.
+#[derive(Debug, thiserror::Error)]
+pub enum OfflineError {
+    /// This build has no reader of data directories.
+    #[error("reading {path} without its server is not available in this build", path = path.display())]
+    NotAvailable {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// The files are not as they should be.
+    #[error("{path}: {why}", path = path.display())]
+    Damaged {
+        /// The directory.
+        path: PathBuf,
+        /// What is wrong.
+        why: String,
+    },
+}
+
+/// Opens the files of a stopped server for reading.
+fn open(dir: &Path) -> Result<Files, OfflineError> {
+    Err(OfflineError::NotAvailable { path: dir.to_owned() })
+}
+
+/// What the files of a stopped server hold; with `key`, only that partition key, tombstones included.
+pub fn offline(dir: &Path, key: Option<&[u8]>, now_s: i64) -> Result<OfflineReport, OfflineError> {
+    summarise(open(dir)?, key, now_s)
+}
+
+/// What a stopped server's files hold, in numbers and by its first entries.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct OfflineReport {
+    /// Cells a reader would see.
+    pub live: u64,
+    /// Deletions.
+    pub tombstones: u64,
+    /// Values past their time.
+    pub expired: u64,
+    /// The first live cells, or with a key all of its cells: key, what it says, stamp.
+    pub entries: Vec<(String, String, i64)>,
+    /// For whom hints are kept, and how many mutations.
+    pub hints: Vec<(NodeId, u64)>,
+}
+
+fn summarise(files: Files, key: Option<&[u8]>, now_s: i64) -> Result<OfflineReport, OfflineError> {
+    let mut report = OfflineReport { hints: files.hints, ..OfflineReport::default() };
+    for page in files.pages {
+        for (engine_key, cell) in page? {
+            report.note(&engine_key, &cell, key, now_s);
+        }
+    }
+    Ok(report)
+}
+
+impl OfflineReport {
+    fn note(&mut self, engine_key: &[u8], cell: &Cell, wanted: Option<&[u8]>, now_s: i64) {
+        let label = match key::decode(engine_key) {
+            Ok(at) if wanted.is_some_and(|wanted| wanted != at.partition) => return,
+            Ok(at) if at.table == KV_TABLE && at.column.is_empty() => text::shown_key(&at.partition),
+            Ok(at) => {
+                format!("{}/{}/{}", at.table.0, text::shown_key(&at.partition), text::value(&at.column))
+            }
+            Err(_) => format!("damaged key {}", text::hex(engine_key)),
+        };
+        let says = match (cell.live_value(now_s), cell.expires_at_s()) {
+            (Some(value), _) => {
+                self.live += 1;
+                text::cut(&text::value(value), 40)
+            }
+            (None, None) => {
+                self.tombstones += 1;
+                "deleted".to_owned()
+            }
+            (None, Some(expired)) => {
+                self.expired += 1;
+                format!("expired {}", text::second_utc(expired))
+            }
+        };
+        let is_live = cell.live_value(now_s).is_some();
+        if wanted.is_some() || (is_live && self.entries.len() < FIRST_ENTRIES) {
+            self.entries.push((label, says, cell.stamp.0));
+        }
+    }
+
+    /// As a person reads it.
+    pub fn text(&self, dir: &Path) -> String {
+        let keys = text::plural(self.live, "key", "keys");
+        let (deleted, expired) = (text::count(self.tombstones), text::count(self.expired));
+        let mut out = format!("{}  {keys}, {deleted} deleted, {expired} expired\n", dir.display());
+        for (key, says, stamp) in &self.entries {
+            out += &format!("  {key} → {says} @{}\n", text::stamp(*stamp));
+        }
+        let live_shown = self.entries.len() as u64;
+        if self.live > live_shown {
+            out += &format!("  … and {} more\n", text::count(self.live - live_shown));
+        }
+        for (absent, count) in &self.hints {
+            out += &format!("hints: {} for server {absent}\n", text::count(*count));
+        }
+        out
+    }
+
+    /// As a program reads it.
+    pub fn json(&self) -> Value {
+        let entry =
+            |(key, says, stamp): &(String, String, i64)| json!({"key": key, "says": says, "stamp": stamp});
+        let hints = |(absent, count): &(NodeId, u64)| json!({"for": absent.0, "count": count});
+        json!({"keys": self.live, "tombstones": self.tombstones, "expired": self.expired,
+            "entries": self.entries.iter().map(entry).collect::<Vec<_>>(),
+            "hints": self.hints.iter().map(hints).collect::<Vec<_>>()})
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cell::{Content, Stamp};
+    use crate::client::fake;
+
+    fn files() -> Files {
+        let at = |partition: &[u8]| Bytes::from(key::encode(KV_TABLE, partition, b""));
+        let late = Content::Expiring { value: Bytes::from_static(b"v"), expires_at_s: 100 };
+        let expired = Cell { stamp: Stamp(4), content: late };
+        let pages = vec![
+            Ok(vec![(at(&[0]), fake::value(1, "value0")), (at(&[1]), fake::tombstone(2))]),
+            Ok(vec![(at(&[2]), expired), (at(b"text"), fake::value(3, "a b"))]),
+        ];
+        Files { pages: Box::new(pages.into_iter()), hints: vec![(NodeId(2), 7)] }
+    }
+
+    #[test]
+    fn a_stopped_servers_files_are_counted_and_their_first_keys_shown() {
+        let report = summarise(files(), None, 100).unwrap();
+        assert_eq!(
+            report.text(Path::new("data/0")),
+            "data/0  2 keys, 1 deleted, 1 expired\n  0 → value0 @1\n  text → 'a b' @3\nhints: 7 for server 2\n"
+        );
+    }
+
+    #[test]
+    fn one_key_is_shown_even_if_it_is_deleted() {
+        let report = summarise(files(), Some(&[1]), 100).unwrap();
+        assert_eq!(report.entries, [("1".to_owned(), "deleted".to_owned(), 2)]);
+        assert_eq!(report.live, 0);
+    }
+
+    #[test]
+    fn a_damaged_page_is_an_error_and_never_skipped() {
+        let damaged =
+            OfflineError::Damaged { path: "data/0".into(), why: "row 7 fails its checksum".to_owned() };
+        let pages = Box::new(files().pages.chain([Err(damaged)]));
+        let error = summarise(Files { pages, hints: Vec::new() }, None, 100).unwrap_err();
+        assert_eq!(error.to_string(), "data/0: row 7 fails its checksum");
+    }
+
+    #[test]
+    fn without_a_reader_it_says_so() {
+        let error = offline(Path::new("data/0"), None, 0).unwrap_err();
+        assert_eq!(error.to_string(), "reading data/0 without its server is not available in this build");
+    }
+}

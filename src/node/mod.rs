@@ -1,0 +1,217 @@
+//! Builds a server from its parts, in the order in which they need each other, and takes it down in the reverse order.
+//!
+//!   directory (lock) ─► identity ─► store (replay) ─► members, links ─► handoff, coordinator, service ─► serve
+//!
+//! A node has no global state: several live in one process (`examples/four_nodes.rs`).
+
+mod directory;
+mod identity;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+use crate::answer::NodeId;
+use crate::clock::Clock;
+use crate::config::Config;
+use crate::coordinator::Coordinator;
+use crate::handoff::Handoff;
+use crate::membership::Members;
+use crate::net::TcpListener;
+use crate::nodes::{Address, Nodes};
+use crate::peer::{Identity, Links};
+use crate::replica::Replicas;
+use crate::ring::Ring;
+use crate::service::Service;
+use crate::stats::Stats;
+use crate::store::{Disk, Drive, HintTotals, OpenError, Store};
+use crate::thrift::connection::Limits;
+
+use directory::Directory;
+pub use directory::DirectoryError;
+pub use identity::IdentityError;
+
+/// What a node is started with.
+pub struct NodeOptions {
+    /// Every setting.
+    pub config: Config,
+    /// Every server's address.
+    pub nodes: Nodes,
+    /// Which of them this one is.
+    pub id: NodeId,
+    /// Its data directory; made if there is none.
+    pub data: PathBuf,
+}
+
+/// Why a node did not start. What it had stored before is untouched.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// Something else listens there.
+    #[error("cannot listen on {address}: {source}; stop what uses that port, or change this server's line in nodes.txt")]
+    Port {
+        /// Where.
+        address: String,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// The data directory cannot be used.
+    #[error(transparent)]
+    Directory(#[from] DirectoryError),
+    /// The data directory is not this server's.
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+    /// What is stored cannot be opened.
+    #[error(transparent)]
+    Store(#[from] OpenError),
+}
+
+/// A running server.
+pub struct Node {
+    id: NodeId,
+    store: Store,
+    links: Arc<Links>,
+    shutdown: watch::Sender<bool>,
+    serving: JoinHandle<()>,
+    background: Vec<JoinHandle<()>>,
+    /// Dropped last: the lock.
+    _directory: Directory,
+}
+
+impl Node {
+    /// Starts a server and returns when it answers. Must be called inside a tokio runtime; replay blocks its thread.
+    pub async fn start(options: NodeOptions) -> Result<Node, StartError> {
+        let NodeOptions { config, nodes, id, data } = options;
+        let config = Arc::new(config);
+        let own = nodes.address(id).expect("the caller picked a server of the list").clone();
+        let address = listen_address(&config, &own);
+        drop(bind(&address).await?); // a taken port is found before any data is touched
+
+        let directory = Directory::lock(&data)?;
+        let clock = Arc::new(Clock::machine(config.test_clock_offset_ms));
+        let remembered = identity::claim(&data, &config, &nodes, id, clock.wall_us())?;
+        let stats = Arc::new(Stats::default());
+        let store = open_store(&data, &config, &clock, &stats, id)?;
+
+        let ring = Arc::new(Ring::even(nodes.len(), config.replication_factor));
+        let members = Arc::new(Members::new(id, nodes.len(), remembered.generation, &config));
+        let identity = Arc::new(Identity {
+            cluster: config.cluster_name.clone(),
+            id,
+            generation: remembered.generation,
+            epoch: ring.epoch(),
+            ring_digest: ring.digest(),
+        });
+        let links = Links::start(identity.clone(), &nodes, &config, clock.clone(), members.clone(), stats.clone());
+        let replicas = Replicas::new(id, store.clone(), links.clone());
+        let ids: Vec<NodeId> = nodes.ids().filter(|node| *node != id).collect();
+        let handoff = Arc::new(Handoff::new(
+            id,
+            ids,
+            config.clone(),
+            store.clone(),
+            members.clone(),
+            links.clone(),
+            clock.clone(),
+            stats.clone(),
+        ));
+        let coordinator = Arc::new(Coordinator::new(
+            id,
+            config.clone(),
+            ring.clone(),
+            members.clone(),
+            replicas.clone(),
+            handoff.clone(),
+            clock.clone(),
+            stats.clone(),
+            remembered.generation as u64,
+        ));
+        let background = vec![
+            tokio::spawn(handoff.clone().run(members.take_returns())),
+            tokio::spawn(renew_speculation(coordinator.clone())),
+        ];
+        let service = Arc::new(Service {
+            identity,
+            config: config.clone(),
+            nodes,
+            ring,
+            members,
+            store: store.clone(),
+            replicas,
+            links: links.clone(),
+            handoff,
+            coordinator,
+            clock,
+            stats: stats.clone(),
+        });
+        let listener = bind(&address).await?;
+        let (shutdown, stopping) = watch::channel(false);
+        let limits = Arc::new(Limits::from(config.as_ref()));
+        let serving = tokio::spawn(crate::server::serve(listener, service, limits, stats, stopping));
+        directory.ready().map_err(|source| DirectoryError::Unusable { path: data.clone(), source })?;
+        log::info!("server {id}: ready at {address}, data in {}, durability {}", data.display(), config.durability.as_str());
+        Ok(Node { id, store, links, shutdown, serving, background, _directory: directory })
+    }
+
+    /// Stops a server: no new connections, calls under way are answered, what is queued is committed, files are closed.
+    pub async fn stop(self) {
+        log::info!("server {}: stopping", self.id);
+        self.shutdown.send_replace(true);
+        if let Err(error) = self.serving.await {
+            log::error!("server {}: serving ended with {error}", self.id);
+        }
+        for task in self.background {
+            task.abort();
+        }
+        self.links.close();
+        self.store.close().await;
+        log::info!("server {}: stopped; everything acknowledged is in {}", self.id, "its log");
+    }
+}
+
+/// The address to bind: the setting, or the host of this server's line.
+fn listen_address(config: &Config, own: &Address) -> String {
+    match config.listen_address.as_str() {
+        "" => own.to_string(),
+        listen => Address { host: listen.to_owned(), port: own.port }.to_string(),
+    }
+}
+
+async fn bind(address: &str) -> Result<TcpListener, StartError> {
+    TcpListener::bind(address).await.map_err(|source| StartError::Port { address: address.to_owned(), source })
+}
+
+/// Opens the store, saying what it recovers, and sets the clock past every stamp in it.
+fn open_store(
+    data: &std::path::Path,
+    config: &Config,
+    clock: &Clock,
+    stats: &Arc<Stats>,
+    id: NodeId,
+) -> Result<Store, OpenError> {
+    let progress = |rows: u64| log::info!("server {id}: replaying the commit log, {rows} rows so far");
+    let (store, recovered) = Store::open(data, config, Disk::real(), Drive::Thread, stats.clone(), progress)?;
+    clock.observe(recovered.largest_stamp);
+    log::info!(
+        "server {id}: replayed {} rows of the commit log in {:.3} s; hints held: {}",
+        recovered.rows_replayed,
+        recovered.took.as_secs_f64(),
+        describe_hints(&recovered.hints)
+    );
+    Ok(store)
+}
+
+fn describe_hints(hints: &BTreeMap<NodeId, HintTotals>) -> String {
+    let texts: Vec<String> = hints.iter().map(|(node, held)| format!("{} for server {node}", held.count)).collect();
+    if texts.is_empty() { "none".to_owned() } else { texts.join(", ") }
+}
+
+async fn renew_speculation(coordinator: Arc<Coordinator>) {
+    loop {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        coordinator.renew_speculation();
+    }
+}

@@ -1,0 +1,183 @@
+//! Framed binary Thrift, the caller's side: frames appended to one buffer, and frames taken out of one.
+
+use std::io;
+
+use bytes::{Bytes, BytesMut};
+use thrift::protocol::{
+    TBinaryOutputProtocol, TFieldIdentifier, TListIdentifier, TMessageIdentifier, TMessageType,
+    TOutputProtocol, TStructIdentifier, TType,
+};
+use tokio::io::{AsyncRead, AsyncReadExt};
+
+use crate::thrift::codec::{self, Protocol};
+use crate::thrift::method::{Apply, Method};
+
+/// Bytes of the length in front of each frame.
+const LENGTH_BYTES: usize = 4;
+
+/// Bytes to make room for before each read: many small answers come in one system call.
+const READ_BYTES: usize = 32_768;
+
+/// An empty buffer larger than this is given back: one large message should not be paid for ever after.
+pub(super) const KEPT_BYTES_MAX: usize = 1_048_576;
+
+/// Bytes of an apply frame beside its mutations, at most.
+const APPLY_OVERHEAD_BYTES: usize = 64;
+
+/// Appends a framed call of `M`.
+pub(super) fn write_call<M: Method>(sequence: i32, request: &M::Request, out: &mut Vec<u8>) {
+    framed(out, |out| codec::write_call::<M>(Protocol::Binary, sequence, request, out));
+}
+
+/// Appends a framed `peerApply`. As `write_call` would, but the mutations are copied only into the frame.
+pub(super) fn write_apply(sequence: i32, epoch: u64, mutations: &[Bytes], out: &mut Vec<u8>) {
+    let before = out.len();
+    framed(out, |out| {
+        let mut output = TBinaryOutputProtocol::new(out, true);
+        apply_message(&mut output, sequence, epoch as i64, mutations).expect("writing to memory cannot fail");
+    });
+    assert!(out.len() - before <= apply_bytes(mutations));
+}
+
+/// Bytes of the frame that [`write_apply`] makes, at most.
+pub(super) fn apply_bytes(mutations: &[Bytes]) -> usize {
+    let mutations: usize = mutations.iter().map(|mutation| LENGTH_BYTES + mutation.len()).sum();
+    APPLY_OVERHEAD_BYTES + mutations
+}
+
+fn framed(out: &mut Vec<u8>, write: impl FnOnce(&mut Vec<u8>)) {
+    let start = out.len();
+    out.extend_from_slice(&[0; LENGTH_BYTES]);
+    write(out);
+    let length = u32::try_from(out.len() - start - LENGTH_BYTES).expect("messages are bounded well below");
+    out[start..start + LENGTH_BYTES].copy_from_slice(&length.to_be_bytes());
+}
+
+fn apply_message(
+    output: &mut dyn TOutputProtocol,
+    sequence: i32,
+    epoch: i64,
+    mutations: &[Bytes],
+) -> thrift::Result<()> {
+    output.write_message_begin(&TMessageIdentifier::new(Apply::NAME, TMessageType::Call, sequence))?;
+    output.write_struct_begin(&TStructIdentifier::new("args"))?;
+    output.write_field_begin(&TFieldIdentifier::new(Apply::ARGUMENT, TType::Struct, 1))?;
+
+    output.write_struct_begin(&TStructIdentifier::new("PeerApply"))?;
+    output.write_field_begin(&TFieldIdentifier::new("epoch", TType::I64, 1))?;
+    output.write_i64(epoch)?;
+    output.write_field_end()?;
+    output.write_field_begin(&TFieldIdentifier::new("mutations", TType::List, 2))?;
+    output.write_list_begin(&TListIdentifier::new(TType::String, mutations.len() as i32))?;
+    for mutation in mutations {
+        output.write_bytes(mutation)?;
+    }
+    output.write_list_end()?;
+    output.write_field_end()?;
+    output.write_field_stop()?;
+    output.write_struct_end()?;
+
+    output.write_field_end()?;
+    output.write_field_stop()?;
+    output.write_struct_end()?;
+    output.write_message_end()
+}
+
+/// What has been read from a connection and not yet taken as frames.
+pub(super) struct Inbox {
+    bytes: BytesMut,
+    frame_bytes_max: usize,
+}
+
+/// A frame longer than agreed. The connection cannot be used further.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("a frame of {bytes} bytes came, more than the {bytes_max} allowed")]
+pub(super) struct FrameTooLong {
+    bytes: usize,
+    bytes_max: usize,
+}
+
+impl Inbox {
+    /// Empty, for frames of at most `frame_bytes_max` bytes.
+    pub(super) fn new(frame_bytes_max: usize) -> Inbox {
+        Inbox { bytes: BytesMut::new(), frame_bytes_max }
+    }
+
+    /// Reads what has come; 0: the other side closed. Cancel-safe.
+    pub(super) async fn fill(&mut self, reader: &mut (impl AsyncRead + Unpin)) -> io::Result<usize> {
+        if self.bytes.is_empty() && self.bytes.capacity() > KEPT_BYTES_MAX {
+            self.bytes = BytesMut::new();
+        }
+        if self.bytes.capacity() - self.bytes.len() < READ_BYTES {
+            self.bytes.reserve(READ_BYTES);
+        }
+        reader.read_buf(&mut self.bytes).await
+    }
+
+    /// The next whole frame, without its length; `None`: it has not all come.
+    pub(super) fn next(&mut self) -> Result<Option<BytesMut>, FrameTooLong> {
+        let Some(length) = self.bytes.first_chunk::<LENGTH_BYTES>() else { return Ok(None) };
+        let bytes = u32::from_be_bytes(*length) as usize;
+        if bytes > self.frame_bytes_max {
+            return Err(FrameTooLong { bytes, bytes_max: self.frame_bytes_max });
+        }
+        if self.bytes.len() < LENGTH_BYTES + bytes {
+            return Ok(None);
+        }
+        let mut frame = self.bytes.split_to(LENGTH_BYTES + bytes);
+        Ok(Some(frame.split_off(LENGTH_BYTES)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::thrift::chord::{PeerApply, PeerPing};
+    use crate::thrift::method::Ping;
+
+    #[test]
+    fn an_apply_frame_is_what_the_generic_writer_makes() {
+        for mutations in
+            [vec![], vec![Bytes::from_static(b"a")], vec![Bytes::new(), Bytes::from(vec![7; 500])]]
+        {
+            let request = PeerApply::new(3, mutations.iter().map(|bytes| bytes.to_vec()).collect::<Vec<_>>());
+            let mut expected = Vec::new();
+            write_call::<Apply>(9, &request, &mut expected);
+            let mut out = Vec::new();
+            write_apply(9, 3, &mutations, &mut out);
+            assert_eq!(out, expected);
+        }
+    }
+
+    #[tokio::test]
+    async fn frames_come_out_as_they_went_in_however_the_bytes_are_cut() {
+        let mut wire = Vec::new();
+        let mut frames = Vec::new();
+        for sequence in 0..5 {
+            let start = wire.len();
+            write_call::<Ping>(sequence, &PeerPing::new(1), &mut wire);
+            frames.push(wire[start + LENGTH_BYTES..].to_vec());
+        }
+        for cut in 1..wire.len() {
+            let mut inbox = Inbox::new(100);
+            let mut taken = Vec::new();
+            for mut chunk in wire.chunks(cut) {
+                while !chunk.is_empty() {
+                    inbox.fill(&mut chunk).await.unwrap();
+                }
+                while let Some(frame) = inbox.next().unwrap() {
+                    taken.push(frame.to_vec());
+                }
+            }
+            assert_eq!(taken, frames, "in chunks of {cut}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_frame_that_is_too_long_is_refused_by_its_length_alone() {
+        let mut inbox = Inbox::new(100);
+        inbox.fill(&mut &101u32.to_be_bytes()[..]).await.unwrap();
+        let error = inbox.next().unwrap_err();
+        assert_eq!(error.to_string(), "a frame of 101 bytes came, more than the 100 allowed");
+    }
+}

@@ -1,0 +1,204 @@
+//! The way to the other servers: one connection to each, many calls under way on it, answered in any order.
+//!
+//!   apply, read (any thread) ──► calls (bounded, encoded) ──► link (one task) ──► net ──► the other server's service
+//!                AnswerTo ◄────── reply ◄────────────────────────┘
+//!
+//! What must always be true: every call is answered exactly once and not later than its deadline (to a tick, see
+//! `membership::liveness::Settings`); nothing is queued for a server that cannot be reached; queues are bounded, and
+//! past the bound the answer is *overloaded* at once.
+//!
+//! Other servers are judged by what happens here, and `membership` keeps the judgement. Not here: what this server
+//! answers when it is called (`service`), which servers to ask (`coordinator`).
+
+mod calls;
+mod frame;
+mod greeting;
+mod link;
+mod reply;
+#[cfg(test)]
+mod tests;
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::sync::Notify;
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
+
+use crate::answer::{AnswerTo, ApplyAnswer, Failure, NodeId, ReadAnswer};
+use crate::clock::Clock;
+use crate::config::Config;
+use crate::membership::{Members, liveness};
+use crate::nodes::Nodes;
+use crate::slice::Slice;
+use crate::stats::Stats;
+use crate::thrift::chord::PeerRead;
+use crate::thrift::method::Read;
+use calls::{Asked, Calls, Limits};
+pub use greeting::{Identity, PEER_PROTOCOL_VERSION, check_hello};
+use link::{Link, Timing};
+
+/// Asking other servers. The seam that a simulator fills with its own.
+pub trait Peers: Send + Sync + 'static {
+    /// Asks server `to.node()` to apply a mutation, encoded by [`crate::mutation::Mutation::encode`].
+    fn apply(&self, mutation: &Bytes, to: AnswerTo<ApplyAnswer>);
+
+    /// Asks server `to.node()` to apply many at once; the answers come in the same order. Together they must fit one
+    /// message (`message_bytes_max`), or they are refused.
+    fn apply_batch(&self, mutations: Vec<Bytes>, to: AnswerTo<Result<Vec<ApplyAnswer>, Failure>>);
+
+    /// Asks server `to.node()` for a slice.
+    fn read(&self, slice: &Slice, to: AnswerTo<ReadAnswer>);
+
+    /// How long server `node` lately took to answer a read, smoothed, in microseconds; 0: not known.
+    fn latency_us(&self, node: NodeId) -> u64;
+}
+
+/// The links to all other servers.
+pub struct Links {
+    epoch: u64,
+    /// By id; `None` for this server itself.
+    links: Vec<Option<Arc<Link>>>,
+    tasks: Mutex<Vec<JoinHandle<()>>>,
+}
+
+/// Bytes by which a frame that comes may exceed `message_bytes_max`: headers around what was within it.
+const FRAME_SLACK_BYTES: usize = 65_536;
+
+/// Bytes of a read frame beside the keys in it, at most.
+const READ_OVERHEAD_BYTES: usize = 128;
+
+impl Links {
+    /// Starts to dial every other server on `nodes`. Must be called on the runtime whose threads are to do it.
+    pub fn start(
+        identity: Arc<Identity>,
+        nodes: &Nodes,
+        config: &Config,
+        clock: Arc<Clock>,
+        members: Arc<Members>,
+        stats: Arc<Stats>,
+    ) -> Arc<Links> {
+        assert_eq!(identity.id, members.me());
+        let link = |node: NodeId| Link {
+            me: identity.clone(),
+            node,
+            address: nodes.address(node).expect("it is one of them").to_string(),
+            timing: timing(config),
+            frame_bytes_max: config.message_bytes_max + FRAME_SLACK_BYTES,
+            clock: clock.clone(),
+            members: members.clone(),
+            stats: stats.clone(),
+            calls: Mutex::new(Calls::new(limits(config))),
+            ready: Notify::new(),
+            latency_us: AtomicU64::new(0),
+        };
+        let links: Vec<Option<Arc<Link>>> =
+            nodes.ids().map(|node| (node != identity.id).then(|| Arc::new(link(node)))).collect();
+        let tasks = links.iter().flatten().map(|link| tokio::spawn(link.clone().run())).collect();
+        Arc::new(Links { epoch: identity.epoch, links, tasks: Mutex::new(tasks) })
+    }
+
+    /// For each other server how many calls are waiting or under way, and how many bytes wait to be written.
+    pub fn gauges(&self) -> Vec<(String, i64)> {
+        let mut gauges = Vec::new();
+        for link in self.links.iter().flatten() {
+            let calls = link.calls();
+            gauges.push((format!("peer_{}_calls", link.node), calls.len() as i64));
+            gauges.push((format!("peer_{}_queue_bytes", link.node), calls.unwritten() as i64));
+        }
+        gauges
+    }
+
+    /// Hangs up. Calls under way are answered *shutting down*, later ones *unreachable*.
+    pub fn close(&self) {
+        for task in self.tasks.lock().expect("no panic while it is held").drain(..) {
+            task.abort();
+        }
+        for link in self.links.iter().flatten() {
+            link.shut();
+        }
+    }
+
+    /// `None`: there is no such server, or it is this one.
+    fn link(&self, node: NodeId) -> Option<&Link> {
+        self.links.get(node.0 as usize)?.as_deref()
+    }
+
+    fn ask(&self, node: NodeId, asked: Asked, bytes: usize, encode: impl FnOnce(i32, &mut Vec<u8>)) {
+        match self.link(node) {
+            Some(link) => link.ask(asked, bytes, encode),
+            None => asked.fail(Failure::Unreachable),
+        }
+    }
+}
+
+impl Peers for Links {
+    fn latency_us(&self, node: NodeId) -> u64 {
+        self.link(node).map_or(0, |link| link.latency_us.load(Ordering::Relaxed))
+    }
+
+    fn apply(&self, mutation: &Bytes, to: AnswerTo<ApplyAnswer>) {
+        let mutations = std::slice::from_ref(mutation);
+        self.ask(to.node(), Asked::Apply(to), frame::apply_bytes(mutations), |sequence, out| {
+            frame::write_apply(sequence, self.epoch, mutations, out);
+        });
+    }
+
+    fn apply_batch(&self, mutations: Vec<Bytes>, to: AnswerTo<Result<Vec<ApplyAnswer>, Failure>>) {
+        if mutations.is_empty() {
+            return to.send(Ok(Vec::new()));
+        }
+        let (node, asked) = (to.node(), Asked::ApplyBatch { mutations: mutations.len(), to });
+        self.ask(node, asked, frame::apply_bytes(&mutations), |sequence, out| {
+            frame::write_apply(sequence, self.epoch, &mutations, out);
+        });
+    }
+
+    fn read(&self, slice: &Slice, to: AnswerTo<ReadAnswer>) {
+        let last_bytes = slice.last.as_ref().map_or(0, Bytes::len);
+        let bytes = READ_OVERHEAD_BYTES + slice.partition.len() + slice.first.len() + last_bytes;
+        let (node, asked) = (to.node(), Asked::Read { at: Instant::now(), to });
+        self.ask(node, asked, bytes, |sequence, out| {
+            frame::write_call::<Read>(sequence, &peer_read(self.epoch, slice), out);
+        });
+    }
+}
+
+impl Drop for Links {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
+fn peer_read(epoch: u64, slice: &Slice) -> PeerRead {
+    PeerRead {
+        epoch: Some(epoch as i64),
+        table: Some(i32::from(slice.table.0)),
+        partition: Some(slice.partition.to_vec()),
+        first_column: Some(slice.first.to_vec()),
+        last_column: Some(slice.last.as_ref().map_or_else(Vec::new, |last| last.to_vec())),
+        bounded: Some(slice.last.is_some()),
+        cells: Some(i32::try_from(slice.cells_max).unwrap_or(i32::MAX)),
+    }
+}
+
+fn timing(config: &Config) -> Timing {
+    Timing {
+        heartbeat: config.heartbeat(),
+        tick: liveness::Settings::of(config).tick,
+        connect_timeout: Duration::from_millis(config.connect_timeout_ms),
+        reconnect: Duration::from_millis(config.reconnect_ms),
+    }
+}
+
+fn limits(config: &Config) -> Limits {
+    Limits {
+        calls_max: config.peer_calls_max,
+        bytes_max: config.peer_queue_bytes_max,
+        call_bytes_max: config.message_bytes_max,
+        write_timeout: config.write_timeout(),
+        read_timeout: config.read_timeout(),
+    }
+}

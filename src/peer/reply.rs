@@ -1,0 +1,241 @@
+//! A reply from another server becomes the answer of a replica.
+
+use bytes::Bytes;
+
+use super::calls::Asked;
+use crate::answer::{ApplyAnswer, Failure, ReadAnswer};
+use crate::cell::{Cell, Stamp};
+use crate::thrift::chord::{PeerApplied, PeerCell, PeerCells};
+use crate::thrift::codec::{self, Protocol, ReplyError};
+use crate::thrift::method::{Apply, Method, Nothing, Read};
+
+/// What a reply said beside its answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Aside {
+    /// The other server's clock, if it was told.
+    pub(super) clock: Option<Stamp>,
+    /// The answer was a failure.
+    pub(super) failed: bool,
+}
+
+/// Bytes that are no reply. Whatever they answered has been answered *connection lost*, since nobody can know what
+/// was done; the connection cannot be used further.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("damaged answer: {0}")]
+pub(super) struct Damaged(pub(super) String);
+
+/// Reads the reply to `asked` and gives the answer.
+pub(super) fn answer(asked: Asked, sequence: i32, message: &[u8]) -> Result<Aside, Damaged> {
+    match asked {
+        Asked::Apply(to) => {
+            let (mut answers, clock) = applied(sequence, message, 1);
+            let answer = answers.pop().expect("one for each mutation");
+            let failed = matches!(answer, ApplyAnswer::Failed(_));
+            to.send(answer);
+            Ok(Aside { clock: clock?, failed })
+        }
+        Asked::ApplyBatch { mutations, to } => {
+            let (answers, clock) = applied(sequence, message, mutations);
+            let failed = answers.iter().any(|answer| matches!(answer, ApplyAnswer::Failed(_)));
+            // A batch of which nothing is known failed as a whole.
+            match &clock {
+                Ok(_) => to.send(Ok(answers)),
+                Err(_) => to.send(Err(Failure::ConnectionLost)),
+            }
+            Ok(Aside { clock: clock?, failed })
+        }
+        Asked::Read { to, .. } => {
+            let (answer, clock) = cells(sequence, message);
+            let failed = matches!(answer, ReadAnswer::Failed(_));
+            to.send(answer);
+            Ok(Aside { clock: clock?, failed })
+        }
+    }
+}
+
+type Clock = Result<Option<Stamp>, Damaged>;
+
+/// One answer for each of so many mutations.
+fn applied(sequence: i32, message: &[u8], mutations: usize) -> (Vec<ApplyAnswer>, Clock) {
+    let all = |failure: Failure| vec![ApplyAnswer::Failed(failure); mutations];
+    let damaged = |damaged| (all(Failure::ConnectionLost), Err(damaged));
+    let PeerApplied { answers, refused, clock } = match read::<Apply>(sequence, message) {
+        Ok(Ok(applied)) => applied,
+        Ok(Err(failure)) => return (all(failure), Ok(None)),
+        Err(error) => return damaged(error),
+    };
+    let answers = answers.unwrap_or_default();
+    if answers.len() != mutations {
+        return damaged(Damaged(format!("{} answers to {mutations} mutations", answers.len())));
+    }
+    let refused = refused.unwrap_or_default();
+    let answer = |answer| match answer {
+        0 => ApplyAnswer::Applied,
+        -1 => ApplyAnswer::Failed(failure(&refused)),
+        stamp => ApplyAnswer::Behind(Stamp(stamp)),
+    };
+    (answers.into_iter().map(answer).collect(), Ok(clock.map(Stamp)))
+}
+
+fn cells(sequence: i32, message: &[u8]) -> (ReadAnswer, Clock) {
+    let PeerCells { cells, refused, clock, complete } = match read::<Read>(sequence, message) {
+        Ok(Ok(cells)) => cells,
+        Ok(Err(failure)) => return (ReadAnswer::Failed(failure), Ok(None)),
+        Err(error) => return (ReadAnswer::Failed(Failure::ConnectionLost), Err(error)),
+    };
+    let answer = match (cells, refused.filter(|refused| !refused.is_empty())) {
+        (_, Some(refused)) => ReadAnswer::Failed(failure(&refused)),
+        (None, None) => damaged_cells("no cells and no reason"),
+        (Some(cells), None) => match cells.into_iter().map(cell).collect() {
+            Some(cells) => ReadAnswer::Cells { cells, complete: complete.unwrap_or(true) },
+            None => damaged_cells("what it sent are no cells"),
+        },
+    };
+    (answer, Ok(clock.map(Stamp)))
+}
+
+/// The message itself was whole, so the connection is good; only this read has no answer.
+fn damaged_cells(what: &str) -> ReadAnswer {
+    ReadAnswer::Failed(Failure::Refused(format!("damaged answer: {what}").into()))
+}
+
+/// Column and cell; the value is not copied.
+fn cell(cell: PeerCell) -> Option<(Bytes, Cell)> {
+    let bytes = Bytes::from(cell.cell?);
+    let decoded = Cell::decode(&bytes).ok()?.share(&bytes);
+    Some((Bytes::from(cell.column?), decoded))
+}
+
+/// The result, or why the other server refused the call, or that the bytes are no reply.
+fn read<M: Method<Thrown = Nothing>>(
+    sequence: i32,
+    message: &[u8],
+) -> Result<Result<M::Response, Failure>, Damaged> {
+    match codec::read_reply::<M>(Protocol::Binary, sequence, message) {
+        Ok(Ok(response)) => Ok(Ok(response)),
+        Ok(Err(nothing)) => match nothing {},
+        Err(ReplyError::Application(why)) => Ok(Err(Failure::Refused(why.into()))),
+        Err(error @ (ReplyError::Malformed(_) | ReplyError::OutOfSequence { .. })) => {
+            Err(Damaged(error.to_string()))
+        }
+    }
+}
+
+/// The failure that another server told in words: those of [`Failure`], or its own reason for refusing. *Outcome
+/// unknown* there is *outcome unknown* here.
+fn failure(words: &str) -> Failure {
+    let known = [
+        Failure::Unreachable,
+        Failure::ConnectionLost,
+        Failure::TimedOut,
+        Failure::Overloaded,
+        Failure::Abandoned,
+    ];
+    let found = known.into_iter().find(|failure| failure.to_string() == words);
+    found.unwrap_or_else(|| Failure::Refused(words.into()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::answer::{Answer, AnswerTo, Answers, NodeId};
+    use crate::cell::Content;
+    use crate::thrift::method::Reply;
+    use tokio::time::Instant;
+
+    fn message(reply: Reply) -> Vec<u8> {
+        let mut message = Vec::new();
+        codec::write_reply(Protocol::Binary, 4, &reply, &mut message);
+        message
+    }
+
+    /// The answer given for `message`, and what was said beside it.
+    async fn given<T: Answer>(
+        message: &[u8],
+        asked: impl FnOnce(AnswerTo<T>) -> Asked,
+    ) -> (T, Result<Aside, Damaged>) {
+        let mut answers = Answers::default();
+        let aside = answer(asked(answers.expect(NodeId(1))), 4, message);
+        (answers.next().await.expect("one is due").1, aside)
+    }
+
+    fn applied_message(answers: &[i64], refused: &str) -> Vec<u8> {
+        message(Reply::Apply(Ok(PeerApplied::new(answers.to_vec(), refused.to_owned(), 77))))
+    }
+
+    #[tokio::test]
+    async fn numbers_mean_applied_refused_or_behind() {
+        for (number, refused, meant) in [
+            (0, "", ApplyAnswer::Applied),
+            (12, "", ApplyAnswer::Behind(Stamp(12))),
+            (-2, "", ApplyAnswer::Behind(Stamp(-2))),
+            (-1, "disk full", ApplyAnswer::Failed(Failure::Refused("disk full".into()))),
+            (-1, "overloaded", ApplyAnswer::Failed(Failure::Overloaded)),
+            (-1, "shutting down", ApplyAnswer::Failed(Failure::Abandoned)),
+        ] {
+            let (answer, aside) = given(&applied_message(&[number], refused), Asked::Apply).await;
+            let failed = number == -1;
+            assert_eq!((answer, aside), (meant, Ok(Aside { clock: Some(Stamp(77)), failed })));
+        }
+    }
+
+    #[tokio::test]
+    async fn a_batch_is_answered_one_by_one_or_not_at_all() {
+        let batch = |to| Asked::ApplyBatch { mutations: 3, to };
+        let (answer, _) = given(&applied_message(&[0, -1, 5], "no"), batch).await;
+        let refused = ApplyAnswer::Failed(Failure::Refused("no".into()));
+        assert_eq!(answer, Ok(vec![ApplyAnswer::Applied, refused, ApplyAnswer::Behind(Stamp(5))]));
+        let (answer, aside) = given(&applied_message(&[0, 0], ""), batch).await;
+        assert_eq!(answer, Err(Failure::ConnectionLost));
+        assert_eq!(aside.unwrap_err().to_string(), "damaged answer: 2 answers to 3 mutations");
+    }
+
+    #[tokio::test]
+    async fn cells_are_read_and_damaged_ones_refused() {
+        let read = |to| Asked::Read { at: Instant::now(), to };
+        let cell = Cell { stamp: Stamp(9), content: Content::Value(Bytes::from_static(b"v")) };
+        let mut encoded = Vec::new();
+        cell.encode(&mut encoded);
+        let reply = |cell: Vec<u8>, refused: &str| {
+            let cells = vec![PeerCell::new(b"c".to_vec(), cell)];
+            message(Reply::Read(Ok(PeerCells::new(cells, refused.to_owned(), 77, true))))
+        };
+        let (answer, _) = given(&reply(encoded.clone(), ""), read).await;
+        let cells = vec![(Bytes::from_static(b"c"), cell)];
+        assert_eq!(answer, ReadAnswer::Cells { cells, complete: true });
+        let (answer, aside) = given(&reply(vec![99], ""), read).await;
+        assert!(
+            matches!(answer, ReadAnswer::Failed(Failure::Refused(why)) if why.contains("damaged answer"))
+        );
+        assert!(aside.unwrap().failed);
+        let (answer, _) = given(&reply(encoded, "another ring"), read).await;
+        assert_eq!(answer, ReadAnswer::Failed(Failure::Refused("another ring".into())));
+    }
+
+    #[tokio::test]
+    async fn what_is_no_reply_leaves_the_outcome_unknown() {
+        let good = applied_message(&[0], "");
+        for cut in 0..good.len() {
+            let (answer, aside) = given(&good[..cut], Asked::Apply).await;
+            assert_eq!(answer, ApplyAnswer::Failed(Failure::ConnectionLost), "{cut}");
+            assert!(aside.is_err());
+        }
+    }
+
+    #[tokio::test]
+    async fn a_call_that_was_not_understood_was_not_carried_out() {
+        let mut message = Vec::new();
+        let kind = thrift::ApplicationErrorKind::UnknownMethod;
+        codec::write_application_exception(
+            Protocol::Binary,
+            "peerApply",
+            4,
+            kind,
+            "what?".to_owned(),
+            &mut message,
+        );
+        let (answer, aside) = given(&message, Asked::Apply).await;
+        assert_eq!(answer, ApplyAnswer::Failed(Failure::Refused("what?".into())));
+        assert_eq!(aside, Ok(Aside { clock: None, failed: true }));
+    }
+}

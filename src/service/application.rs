@@ -1,0 +1,247 @@
+//! Service `Tetrachord`: binary keys and values, every level, time to live, batches, and the state of the cluster.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use futures_util::StreamExt;
+use futures_util::stream::FuturesOrdered;
+
+use crate::cell::{Cell, Content, Stamp};
+use crate::coordinator::{Found, Level, Refused, Stamping, Trace};
+use crate::key::KV_TABLE;
+use crate::mutation::Mutation;
+use crate::thrift::chord::{self, *};
+use crate::thrift::connection::Answering;
+use crate::thrift::method::{Refusal, Reply};
+
+use super::{Service, Wrong, check_read_level, kv_slice};
+
+/// Longest time to live, in seconds: 20 years, as in Cassandra.
+const TTL_MAX_S: i32 = 20 * 365 * 24 * 3600;
+
+/// Operations of a batch that are under way at once: enough to fill a commit, few enough to bound their memory.
+const BATCH_UNDER_WAY_MAX: usize = 128;
+
+impl Service {
+    pub(super) async fn put(self: Arc<Self>, request: PutRequest) -> Result<WriteResult, Refusal> {
+        let key = self.check_key(request.key).map_err(|wrong| self.invalid(wrong))?;
+        let value = self.check_value(request.value).map_err(|wrong| self.invalid(wrong))?;
+        let content = match request.ttl {
+            None => Content::Value(value),
+            Some(ttl_s @ 1..=TTL_MAX_S) => {
+                Content::Expiring { value, expires_at_s: self.clock.wall_s() + i64::from(ttl_s) }
+            }
+            Some(ttl_s) => {
+                let why = format!("the time to live is {ttl_s}; it is 1 to {TTL_MAX_S} seconds (20 years)");
+                return Err(self.invalid(Wrong(why)));
+            }
+        };
+        let mutation = Mutation::single(KV_TABLE, key, Cell { stamp: Stamp(0), content });
+        self.write(mutation, request.level, request.stamp, request.trace).await
+    }
+
+    pub(super) async fn remove(self: Arc<Self>, request: RemoveRequest) -> Result<WriteResult, Refusal> {
+        let key = self.check_key(request.key).map_err(|wrong| self.invalid(wrong))?;
+        let mutation = Mutation::single(KV_TABLE, key, Cell { stamp: Stamp(0), content: Content::Tombstone });
+        self.write(mutation, request.level, request.stamp, request.trace).await
+    }
+
+    async fn write(
+        &self,
+        mutation: Mutation,
+        level: Option<chord::Level>,
+        stamp: Option<i64>,
+        trace: Option<bool>,
+    ) -> Result<WriteResult, Refusal> {
+        let level = self.check_level(level)?;
+        let stamping = match stamp {
+            None => Stamping::Clock,
+            Some(stamp) => Stamping::Given(self.check_stamp(stamp).map_err(|wrong| self.invalid(wrong))?),
+        };
+        let mut trace = Trace::new(trace == Some(true));
+        let written = self.coordinator.write(mutation, stamping, level, &mut trace).await.map_err(refusal)?;
+        Ok(WriteResult::new(written.stamp.0, written.replicas as i32, trace.into_steps()))
+    }
+
+    /// A get that this server can answer from its own store is answered at once, where its bytes arrived.
+    pub(super) fn get(self: &Arc<Self>, request: GetRequest) -> Answering {
+        let read = match self.check_get(request) {
+            Ok(read) => read,
+            Err(refusal) => return Answering::Now(Reply::Get(Err(refusal))),
+        };
+        let service = self.clone();
+        let mut read = Box::pin(async move { Reply::Get(service.read(read).await) });
+        // One poll without a waker's help: a read that needs nobody else is ready at once.
+        match futures_util::FutureExt::now_or_never(read.as_mut()) {
+            Some(reply) => Answering::Now(reply),
+            None => Answering::Later(read),
+        }
+    }
+
+    fn check_get(&self, request: GetRequest) -> Result<CheckedGet, Refusal> {
+        let key = self.check_key(request.key).map_err(|wrong| self.invalid(wrong))?;
+        let level = check_read_level(self.check_level(request.level)?).map_err(|wrong| self.invalid(wrong))?;
+        Ok(CheckedGet { key, level, trace: Trace::new(request.trace == Some(true)) })
+    }
+
+    async fn read(&self, mut get: CheckedGet) -> Result<GetResult, Refusal> {
+        let found = self.coordinator.read(kv_slice(get.key), get.level, &mut get.trace).await.map_err(refusal)?;
+        Ok(self.get_result(found, get.trace))
+    }
+
+    fn get_result(&self, found: Found, trace: Trace) -> GetResult {
+        let cell = found.cells.into_iter().next().map(|(_, cell)| cell);
+        let now_s = self.clock.wall_s();
+        let live = cell.as_ref().and_then(|cell| Some((cell, cell.live_value(now_s)?)));
+        let Some((cell, value)) = live else {
+            return GetResult::new(None, None, None, trace.into_steps());
+        };
+        GetResult::new(value.to_vec(), cell.stamp.0, cell.expires_at_s(), trace.into_steps())
+    }
+
+    /// Carries out the operations, many at a time, and answers them in order. What a request brings is bounded by the
+    /// size of a message; what its gets return is bounded by the same number: past it they are refused one by one.
+    pub(super) async fn batch(self: Arc<Self>, request: BatchRequest) -> Result<BatchResult, Refusal> {
+        let operations = request.operations.ok_or_else(|| self.invalid(Wrong("the operations are missing".to_owned())))?;
+        let most = self.config.batch_operations_max;
+        if operations.len() > most {
+            let why = format!("the batch has {} operations; this server takes at most {most}", operations.len());
+            return Err(self.invalid(Wrong(why)));
+        }
+        let mut waiting = operations.into_iter();
+        let mut under_way = FuturesOrdered::new();
+        let mut outcomes = Vec::with_capacity(waiting.len());
+        let mut room_bytes = self.config.message_bytes_max;
+        loop {
+            while under_way.len() < BATCH_UNDER_WAY_MAX
+                && let Some(operation) = waiting.next()
+            {
+                under_way.push_back(self.clone().operate(operation));
+            }
+            let Some(outcome) = under_way.next().await else { break };
+            outcomes.push(bounded(outcome, &mut room_bytes));
+        }
+        Ok(BatchResult::new(outcomes))
+    }
+
+    async fn operate(self: Arc<Self>, operation: Operation) -> Outcome {
+        let mut outcome = Outcome::new(None, None, None, None, None, None);
+        let refused = match (operation.put, operation.get, operation.remove) {
+            (Some(put), None, None) => self.put(put).await.map(|written| outcome.written = Some(written)),
+            (None, Some(get), None) => match self.check_get(get) {
+                Ok(get) => self.read(get).await.map(|got| outcome.got = Some(got)),
+                Err(refusal) => Err(refusal),
+            },
+            (None, None, Some(remove)) => self.remove(remove).await.map(|written| outcome.written = Some(written)),
+            _ => Err(self.invalid(Wrong("an operation is one put, one get or one remove".to_owned()))),
+        };
+        match refused {
+            Ok(()) => {}
+            Err(Refusal::Unavailable(unavailable)) => outcome.unavailable = Some(unavailable),
+            Err(Refusal::Timeout(timeout)) => outcome.timeout = Some(timeout),
+            Err(Refusal::Overloaded(overloaded)) => outcome.overloaded = Some(overloaded),
+            Err(Refusal::InvalidRequest(invalid)) => outcome.invalid = Some(invalid),
+        }
+        outcome
+    }
+
+    pub(super) fn describe(&self) -> Description {
+        let held = self.store.hint_totals();
+        let members = self.members.view().into_iter().map(|member| {
+            let hints = held.get(&member.id);
+            let token = self.ring.ranges().iter().find(|range| range.owner() == member.id).map(|range| range.token.to_vec());
+            Member::new(
+                member.id.0 as i32,
+                self.nodes.address(member.id).map(ToString::to_string),
+                member.state.to_string(),
+                token,
+                member.detail,
+                hints.map_or(0, |hints| hints.count as i64),
+                hints.map_or(0, |hints| hints.bytes as i64),
+                member.id == self.identity.id || self.handoff.keeps_hints_for(member.id).is_ok(),
+            )
+        });
+        Description::new(
+            self.config.cluster_name.clone(),
+            self.identity.id.0 as i32,
+            self.ring.replication_factor() as i32,
+            self.ring.epoch() as i64,
+            members.collect::<Vec<_>>(),
+            env!("CARGO_PKG_VERSION").to_owned(),
+            self.config.durability.as_str().to_owned(),
+        )
+    }
+
+    pub(super) fn stats(&self) -> Stats {
+        let mut values = self.stats.values();
+        let owned = self.store.gauges().into_iter().chain(self.coordinator.gauges());
+        values.extend(owned.map(|(name, value)| (name.to_owned(), value)));
+        values.extend(self.links.gauges());
+        for (node, held) in self.store.hint_totals() {
+            values.insert(format!("hints_held_for_{node}"), held.count as i64);
+            values.insert(format!("hints_held_for_{node}_bytes"), held.bytes as i64);
+        }
+        values.insert("memory_resident_bytes".to_owned(), resident_bytes());
+        Stats::new(values.into_iter().collect::<BTreeMap<_, _>>())
+    }
+
+    fn check_level(&self, level: Option<chord::Level>) -> Result<Level, Refusal> {
+        let Some(chord::Level(number)) = level else { return Ok(Level::Quorum) };
+        Level::from_number(number).ok_or_else(|| {
+            let why = format!("unknown level {number}; known are ONE 1, QUORUM 2, ALL 5, ANY 6, TWO 7, THREE 8");
+            self.invalid(Wrong(why))
+        })
+    }
+
+    fn invalid(&self, wrong: Wrong) -> Refusal {
+        Refusal::InvalidRequest(InvalidRequest { why: Some(self.wrong(wrong)) })
+    }
+}
+
+struct CheckedGet {
+    key: bytes::Bytes,
+    level: Level,
+    trace: Trace,
+}
+
+/// The outcome, if its value fits into the room that is left.
+fn bounded(outcome: Outcome, room_bytes: &mut usize) -> Outcome {
+    let size = outcome.got.as_ref().and_then(|got| got.value.as_ref()).map_or(0, Vec::len);
+    if size <= *room_bytes {
+        *room_bytes -= size;
+        return outcome;
+    }
+    let message = "the values of this batch exceed the size of a message; get the rest in another call".to_owned();
+    Outcome::new(None, None, None, None, Overloaded { message: Some(message) }, None)
+}
+
+/// What a refusal of the coordinator is on the wire.
+fn refusal(refused: Refused) -> Refusal {
+    let message = Some(refused.to_string());
+    let on_wire = |level: Level| Some(chord::Level(level.number()));
+    match refused {
+        Refused::Unavailable { level, needed, alive, .. } => Refusal::Unavailable(Unavailable {
+            level: on_wire(level),
+            needed: Some(needed as i32),
+            alive: Some(alive as i32),
+            message,
+        }),
+        Refused::WriteTimeout { level, needed, acknowledged: answers, .. }
+        | Refused::ReadTimeout { level, needed, answered: answers, .. } => Refusal::Timeout(Timeout {
+            level: on_wire(level),
+            needed: Some(needed as i32),
+            acknowledged: Some(answers as i32),
+            message,
+        }),
+        Refused::Overloaded { .. } => Refusal::Overloaded(Overloaded { message }),
+    }
+}
+
+/// Memory of this process that is in use, in bytes; 0 where the system does not tell.
+fn resident_bytes() -> i64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let kib = line.and_then(|line| line.split_whitespace().next()).and_then(|kib| kib.parse::<i64>().ok());
+    kib.unwrap_or(0) * 1024
+}
+

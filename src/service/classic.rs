@@ -1,0 +1,213 @@
+//! Service `KVStore`: integer keys 0 to 255, text values, levels by name.
+//!
+//! The integer key k is the one-byte partition key [k] of the plain key-value table, so both services see the same
+//! data. A value that is not UTF-8, put through the other service, is an error here rather than damaged text.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use serde_json::{Value, json};
+
+use crate::answer::{ApplyAnswer, Failure, NodeId, ask_one};
+use crate::cell::{Cell, Content, Stamp};
+use crate::coordinator::{Level, Stamping, Trace};
+use crate::handoff::HandoffError;
+use crate::key::KV_TABLE;
+use crate::mutation::Mutation;
+use crate::thrift::chord::{ClientRequest, KV, ServerResponse, SystemException};
+
+use super::{Service, Wrong, check_read_level, kv_slice};
+
+const SUCCESS: &str = "SUCCESS";
+/// No replica has the key. An answer, not an error.
+const FAIL: &str = "FAIL";
+
+impl Service {
+    pub(super) async fn client_get(self: Arc<Self>, request: ClientRequest) -> Result<ServerResponse, SystemException> {
+        let (level, kv) = self.check_client_request(request)?;
+        let level = check_read_level(level).map_err(|wrong| self.refuse(wrong))?;
+        let key = self.check_classic_key(&kv)?;
+        if kv.value.is_some() {
+            return Err(self.refuse(Wrong("a get takes no value".to_owned())));
+        }
+        let found = self.coordinator.read(kv_slice(partition(key)), level, &mut Trace::new(false)).await;
+        let found = found.map_err(|refused| exception(refused.to_string()))?;
+        self.classic_answer(key, found.cells.into_iter().next().map(|(_, cell)| cell))
+    }
+
+    pub(super) async fn client_put(self: Arc<Self>, request: ClientRequest) -> Result<ServerResponse, SystemException> {
+        let (level, kv) = self.check_client_request(request)?;
+        let key = self.check_classic_key(&kv)?;
+        let value = self.check_value(kv.value.map(String::into_bytes)).map_err(|wrong| self.refuse(wrong))?;
+        let cell = Cell { stamp: Stamp(0), content: Content::Value(value) };
+        let mutation = Mutation::single(KV_TABLE, partition(key), cell);
+        let written = self.coordinator.write(mutation, Stamping::Clock, level, &mut Trace::new(false)).await;
+        written.map_err(|refused| exception(refused.to_string()))?;
+        Ok(response(SUCCESS, None))
+    }
+
+    pub(super) fn server_get(&self, kv: &KV) -> Result<ServerResponse, SystemException> {
+        let key = self.check_classic_key(kv)?;
+        if kv.value.is_some() {
+            return Err(self.refuse(Wrong("a get takes no value".to_owned())));
+        }
+        let cell = self.own_cell(key)?;
+        self.classic_answer(key, cell)
+    }
+
+    pub(super) async fn server_put(self: Arc<Self>, kv: KV) -> Result<ServerResponse, SystemException> {
+        let key = self.check_classic_key(&kv)?;
+        let stamp = self.check_classic_time(&kv)?;
+        let value = self.check_value(kv.value.map(String::into_bytes)).map_err(|wrong| self.refuse(wrong))?;
+        self.store_here(key, Cell { stamp, content: Content::Value(value) }).await?;
+        Ok(response(SUCCESS, None))
+    }
+
+    /// Shadows exactly the version stamped `kv.time`: a tombstone with that stamp beats that version and no newer one.
+    /// Where another version is current there is nothing to shadow, and an older one must stay visible.
+    pub(super) async fn server_delete(self: Arc<Self>, kv: KV) -> Result<(), SystemException> {
+        let key = self.check_classic_key(&kv)?;
+        let stamp = self.check_classic_time(&kv)?;
+        match self.own_cell(key)? {
+            Some(cell) if cell.stamp == stamp => {
+                self.store_here(key, Cell { stamp, content: Content::Tombstone }).await
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Delivers the hints kept for that server and returns when they are delivered.
+    pub(super) async fn resend_hints(self: Arc<Self>, id: i32) -> Result<(), SystemException> {
+        let unknown = || Wrong(format!("there is no server {id}; ids are 0 to {}", self.nodes.len() - 1));
+        let target = self.node(id).ok_or_else(|| self.refuse(unknown()))?;
+        if target == self.identity.id {
+            return Ok(());
+        }
+        match self.handoff.deliver(target).await {
+            Ok(_) => Ok(()),
+            Err(HandoffError::NotUp(_)) if self.store.hint_total(target).count == 0 => Ok(()),
+            Err(error) => Err(exception(error.to_string())),
+        }
+    }
+
+    /// This server's state as JSON. `kvMem` holds the classic keys only: there are at most 256 of them.
+    pub(super) fn get_info(&self) -> Result<String, SystemException> {
+        let mut kv_mem = serde_json::Map::new();
+        for key in 0..=u8::MAX {
+            if let Some(cell) = self.own_cell(key)?
+                && let Some(value) = cell.live_value(self.clock.wall_s())
+            {
+                kv_mem.insert(key.to_string(), classic_entry(key, value, cell.stamp));
+            }
+        }
+        let hints: serde_json::Map<String, Value> = self
+            .store
+            .hint_totals()
+            .into_iter()
+            .map(|(node, held)| (node.to_string(), json!({"count": held.count, "bytes": held.bytes})))
+            .collect();
+        let members: Vec<Value> = self.members.view().iter().map(|member| self.member_entry(member.id)).collect();
+        let info = json!({
+            "serverID": self.identity.id.0,
+            "kvMem": kv_mem,
+            "hints": hints,
+            "cluster": self.config.cluster_name,
+            "replicationFactor": self.ring.replication_factor(),
+            "members": members,
+        });
+        Ok(info.to_string())
+    }
+
+    fn member_entry(&self, id: NodeId) -> Value {
+        let range = self.ring.ranges().iter().find(|range| range.owner() == id);
+        let token: String = range.iter().flat_map(|range| range.token.iter()).map(|byte| format!("{byte:02x}")).collect();
+        json!({
+            "id": id.0,
+            "address": self.nodes.address(id).map(ToString::to_string),
+            "state": self.members.state(id).to_string(),
+            "token": token,
+        })
+    }
+
+    fn check_client_request(&self, request: ClientRequest) -> Result<(Level, KV), SystemException> {
+        let missing = |field: &str| self.refuse(Wrong(format!("{field} is missing")));
+        let name = request.const_level.ok_or_else(|| missing("constLevel"))?;
+        let level = Level::parse(&name).ok_or_else(|| {
+            let name: String = name.chars().take(40).collect();
+            self.refuse(Wrong(format!("unknown level '{name}'; known are ONE, TWO, THREE, QUORUM, ALL and ANY")))
+        })?;
+        let kv = request.kv.ok_or_else(|| missing("kv"))?;
+        Ok((level, kv))
+    }
+
+    fn check_classic_key(&self, kv: &KV) -> Result<u8, SystemException> {
+        let key = kv.key.ok_or_else(|| self.refuse(Wrong("the key is missing".to_owned())))?;
+        u8::try_from(key).map_err(|_| self.refuse(Wrong(format!("the key {key} is outside 0 to 255"))))
+    }
+
+    fn check_classic_time(&self, kv: &KV) -> Result<Stamp, SystemException> {
+        let time = kv.time.ok_or_else(|| self.refuse(Wrong("the time is missing".to_owned())))?;
+        self.check_stamp(time).map_err(|wrong| self.refuse(wrong))
+    }
+
+    fn own_cell(&self, key: u8) -> Result<Option<Cell>, SystemException> {
+        let read = self.store.read(&kv_slice(partition(key))).map_err(|error| exception(error.to_string()))?;
+        Ok(read.cells.into_iter().next().map(|(_, cell)| cell))
+    }
+
+    async fn store_here(&self, key: u8, cell: Cell) -> Result<(), SystemException> {
+        if !self.is_replica(&[key]) {
+            let replicas: Vec<String> = self.ring.replicas(&[key]).iter().map(NodeId::to_string).collect();
+            let text = format!("server {} is no replica of key {key}; servers {} are", self.identity.id, replicas.join(", "));
+            return Err(self.refuse(Wrong(text)));
+        }
+        self.clock.observe(cell.stamp);
+        let mutation = Arc::new(Mutation::single(KV_TABLE, partition(key), cell));
+        let answer = tokio::time::timeout(
+            self.config.write_timeout(),
+            ask_one(self.identity.id, |to| self.store.apply(mutation, to)),
+        );
+        match answer.await.unwrap_or(ApplyAnswer::Failed(Failure::TimedOut)) {
+            ApplyAnswer::Applied | ApplyAnswer::Behind(_) => Ok(()),
+            ApplyAnswer::Failed(failure) => Err(exception(failure.to_string())),
+        }
+    }
+
+    fn classic_answer(&self, key: u8, cell: Option<Cell>) -> Result<ServerResponse, SystemException> {
+        let now_s = self.clock.wall_s();
+        let Some((value, stamp)) = cell.as_ref().and_then(|cell| Some((cell.live_value(now_s)?, cell.stamp))) else {
+            return Ok(response(FAIL, None));
+        };
+        let text = std::str::from_utf8(value).map_err(|_| {
+            let size = value.len();
+            exception(format!("the value of key {key} is not text ({size} bytes); read it through the Tetrachord service"))
+        })?;
+        Ok(response(SUCCESS, Some(KV::new(i32::from(key), text.to_owned(), stamp.0))))
+    }
+
+    fn refuse(&self, wrong: Wrong) -> SystemException {
+        exception(self.wrong(wrong))
+    }
+}
+
+fn classic_entry(key: u8, value: &[u8], stamp: Stamp) -> Value {
+    match std::str::from_utf8(value) {
+        Ok(text) => json!({"key": key, "value": text, "time": stamp.0}),
+        Err(_) => {
+            let hex: String = value.iter().map(|byte| format!("{byte:02x}")).collect();
+            json!({"key": key, "value": null, "valueHex": hex, "time": stamp.0})
+        }
+    }
+}
+
+fn partition(key: u8) -> Bytes {
+    Bytes::copy_from_slice(&[key])
+}
+
+fn response(status: &str, kv: Option<KV>) -> ServerResponse {
+    ServerResponse::new(status.to_owned(), kv)
+}
+
+fn exception(message: String) -> SystemException {
+    SystemException { message: Some(message) }
+}

@@ -1,0 +1,169 @@
+//! One method per call of the wire: check what came, hand it on, translate what comes back.
+//!
+//! Words of the wire (`constLevel`, `serverPut` …) end here; words of the design begin. Every check of a request's
+//! content is here, so that what lies below may rely on it: keys of 1 to 65,535 bytes, values within their bound,
+//! known levels, stamps that are not far in the future.
+//!
+//!   classic       KVStore: integer keys and text
+//!   application   Tetrachord: binary keys and values
+//!   inspect       what this server itself holds
+//!   peer          requests of other servers
+//!
+//! Not here: bytes (`thrift`), how many replicas must answer (`coordinator`).
+
+mod application;
+mod classic;
+mod inspect;
+mod peer;
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use crate::answer::NodeId;
+use crate::cell::Stamp;
+use crate::clock::Clock;
+use crate::config::Config;
+use crate::coordinator::{Coordinator, Level};
+use crate::handoff::Handoff;
+use crate::key::{KV_TABLE, PARTITION_KEY_BYTES_MAX};
+use crate::membership::Members;
+use crate::nodes::Nodes;
+use crate::peer::{Identity, Links};
+use crate::replica::Replicas;
+use crate::ring::Ring;
+use crate::slice::Slice;
+use crate::stats::Stats;
+use crate::store::Store;
+use crate::thrift::connection::{Answering, Session};
+use crate::thrift::method::{Call, Reply};
+
+/// Answers every method of every service of `chord.thrift`.
+pub struct Service {
+    /// This server, as it presents itself to others.
+    pub identity: Arc<Identity>,
+    /// Every setting.
+    pub config: Arc<Config>,
+    /// Every server's address.
+    pub nodes: Nodes,
+    /// Who holds what.
+    pub ring: Arc<Ring>,
+    /// Who is up.
+    pub members: Arc<Members>,
+    /// This server's own cells and hints.
+    pub store: Store,
+    /// This server and the others.
+    pub replicas: Replicas,
+    /// Links to the others, for their gauges.
+    pub links: Arc<Links>,
+    /// Hints.
+    pub handoff: Arc<Handoff>,
+    /// Carries out clients' requests.
+    pub coordinator: Arc<Coordinator>,
+    /// Stamps and wall time.
+    pub clock: Arc<Clock>,
+    /// What is counted.
+    pub stats: Arc<Stats>,
+}
+
+impl crate::thrift::connection::Service for Service {
+    fn call(self: &Arc<Self>, session: &Arc<Session>, call: Call) -> Answering {
+        match call {
+            Call::Apply(request) => self.peer_apply(session, request),
+            Call::Read(request) => Answering::Now(Reply::Read(Ok(self.peer_read(session, request)))),
+            Call::Ping(request) => Answering::Now(Reply::Ping(Ok(self.peer_ping(request)))),
+            Call::Greet(request) => Answering::Now(Reply::Greet(Ok(self.peer_hello(session, &request)))),
+
+            Call::Get(request) => self.get(request),
+            Call::Put(request) => later(self, async move |service| Reply::Put(service.put(request).await)),
+            Call::Remove(request) => later(self, async move |service| Reply::Remove(service.remove(request).await)),
+            Call::Batch(request) => later(self, async move |service| Reply::Batch(service.batch(request).await)),
+            Call::Describe(()) => Answering::Now(Reply::Describe(Ok(self.describe()))),
+            Call::GetStats(()) => Answering::Now(Reply::GetStats(Ok(self.stats()))),
+
+            Call::ClientGet(request) => later(self, async move |service| Reply::ClientGet(service.client_get(request).await)),
+            Call::ClientPut(request) => later(self, async move |service| Reply::ClientPut(service.client_put(request).await)),
+            Call::ServerGet(kv) => Answering::Now(Reply::ServerGet(self.server_get(&kv))),
+            Call::ServerPut(kv) => later(self, async move |service| Reply::ServerPut(service.server_put(kv).await)),
+            Call::ServerDelete(kv) => later(self, async move |service| Reply::ServerDelete(service.server_delete(kv).await)),
+            Call::ResendHints(id) => later(self, async move |service| Reply::ResendHints(service.resend_hints(id).await)),
+            Call::Hello(()) => Answering::Now(Reply::Hello(Ok(self.identity.id.to_string()))),
+            Call::GetServerId(()) => Answering::Now(Reply::GetServerId(Ok(self.identity.id.0 as i32))),
+            Call::GetInfo(()) => Answering::Now(Reply::GetInfo(self.get_info())),
+
+            Call::InspectDigest(request) => Answering::Now(Reply::InspectDigest(self.inspect_digest(&request))),
+            Call::InspectPage(request) => Answering::Now(Reply::InspectPage(self.inspect_page(&request))),
+        }
+    }
+}
+
+/// Answers when `work` is done.
+fn later<F>(service: &Arc<Service>, work: impl FnOnce(Arc<Service>) -> F) -> Answering
+where
+    F: Future<Output = Reply> + Send + 'static,
+{
+    Answering::Later(Box::pin(work(service.clone())))
+}
+
+/// A request that is wrong, and why. Nothing was written.
+struct Wrong(String);
+
+impl Service {
+    fn check_key(&self, key: Option<Vec<u8>>) -> Result<Bytes, Wrong> {
+        let key = key.ok_or_else(|| Wrong("the key is missing".to_owned()))?;
+        match key.len() {
+            0 => Err(Wrong("the key is empty; keys have 1 to 65,535 bytes".to_owned())),
+            1..=PARTITION_KEY_BYTES_MAX => Ok(Bytes::from(key)),
+            long => Err(Wrong(format!("the key has {long} bytes; keys have 1 to 65,535 bytes"))),
+        }
+    }
+
+    fn check_value(&self, value: Option<Vec<u8>>) -> Result<Bytes, Wrong> {
+        let value = value.ok_or_else(|| Wrong("the value is missing".to_owned()))?;
+        let most = self.config.value_bytes_max;
+        if value.len() > most {
+            return Err(Wrong(format!("the value has {} bytes; this server takes at most {most}", value.len())));
+        }
+        Ok(Bytes::from(value))
+    }
+
+    fn check_stamp(&self, stamp: i64) -> Result<Stamp, Wrong> {
+        let ahead_max_us = self.config.client_stamp_ahead_max_ms.saturating_mul(1000).min(i64::MAX as u64) as i64;
+        let newest = self.clock.wall_us().saturating_add(ahead_max_us);
+        if stamp > newest {
+            return Err(Wrong(format!(
+                "the stamp {stamp} is too far ahead of this server's clock; it takes stamps up to {newest} \
+                 (microseconds since 1970)"
+            )));
+        }
+        if stamp < 1 {
+            return Err(Wrong(format!("the stamp {stamp} is not positive; stamps are microseconds since 1970")));
+        }
+        Ok(Stamp(stamp))
+    }
+
+    fn wrong(&self, wrong: Wrong) -> String {
+        self.stats.requests_invalid.count();
+        wrong.0
+    }
+
+    fn is_replica(&self, partition: &[u8]) -> bool {
+        self.ring.replicas(partition).contains(&self.identity.id)
+    }
+
+    fn node(&self, id: i32) -> Option<NodeId> {
+        u32::try_from(id).ok().map(NodeId).filter(|node| self.nodes.address(*node).is_some())
+    }
+}
+
+fn kv_slice(key: Bytes) -> Slice {
+    Slice::single(KV_TABLE, key)
+}
+
+/// Reads are not done at ANY: a hint answers no question.
+fn check_read_level(level: Level) -> Result<Level, Wrong> {
+    match level {
+        Level::Any => Err(Wrong("ANY is for writes only; read at ONE, TWO, THREE, QUORUM or ALL".to_owned())),
+        level => Ok(level),
+    }
+}

@@ -1,0 +1,155 @@
+//! Service `Peer`: what other servers ask of this one as a replica.
+//!
+//! A connection is another server's once it has greeted and was welcomed: same cluster, same ring, and it meant this
+//! server. Until then nothing of this service is done for it.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use crate::answer::{Answers, ApplyAnswer, Failure, NodeId, ReadAnswer};
+use crate::cell::Stamp;
+use crate::key::TableId;
+use crate::mutation::Mutation;
+use crate::peer::check_hello;
+use crate::slice::Slice;
+use crate::thrift::chord::{
+    PeerApplied, PeerApply, PeerCell, PeerCells, PeerHello, PeerPing, PeerPong, PeerRead, PeerWelcome,
+};
+use crate::thrift::connection::{Answering, Session};
+use crate::thrift::method::Reply;
+
+use super::Service;
+
+/// In the place of a stamp: the mutation was applied and is the newest.
+const APPLIED: i64 = 0;
+/// In the place of a stamp: the mutation was not stored.
+const REFUSED: i64 = -1;
+
+/// Most cells of one answer, whatever was asked for.
+const READ_CELLS_MAX: usize = 10_000;
+
+impl Service {
+    pub(super) fn peer_hello(&self, session: &Arc<Session>, hello: &PeerHello) -> PeerWelcome {
+        let refused = match check_hello(&self.identity, hello) {
+            Ok(()) => {
+                session.set_peer(NodeId(hello.caller.unwrap_or(0) as u32));
+                session.answer_out_of_order();
+                self.observe(hello.clock);
+                String::new()
+            }
+            Err(why) => {
+                log::warn!("server {}: refused a server at {}: {why}", self.identity.id, session.remote());
+                why
+            }
+        };
+        self.identity.welcome(refused, self.clock.latest())
+    }
+
+    pub(super) fn peer_ping(&self, ping: PeerPing) -> PeerPong {
+        self.observe(ping.clock);
+        let not_writable = self.store.not_writable().map_or(String::new(), |why| why.to_string());
+        PeerPong::new(self.clock.latest().0, not_writable)
+    }
+
+    pub(super) fn peer_apply(self: &Arc<Self>, session: &Arc<Session>, request: PeerApply) -> Answering {
+        let mutations = match self.check_apply(session, request) {
+            Ok(mutations) => mutations,
+            Err(why) => return Answering::Now(Reply::Apply(Ok(PeerApplied::new(Vec::new(), why, 0)))),
+        };
+        let mut answers = Answers::default();
+        for (index, mutation) in mutations.into_iter().enumerate() {
+            self.clock.observe(mutation.stamp());
+            // The answers of one request come in the order of its mutations: the store has one queue.
+            let to = answers.expect(NodeId(index as u32));
+            self.store.apply(Arc::new(mutation), to);
+        }
+        let service = self.clone();
+        Answering::Later(Box::pin(async move { Reply::Apply(Ok(service.applied(answers).await)) }))
+    }
+
+    async fn applied(&self, mut answers: Answers<ApplyAnswer>) -> PeerApplied {
+        let mut codes = vec![REFUSED; answers.due()];
+        let mut refused = String::new();
+        while let Some((index, answer)) = answers.next().await {
+            codes[index.0 as usize] = match answer {
+                ApplyAnswer::Applied => APPLIED,
+                ApplyAnswer::Behind(stamp) => stamp.0,
+                ApplyAnswer::Failed(failure) => {
+                    refused = failure.to_string();
+                    REFUSED
+                }
+            };
+        }
+        PeerApplied::new(codes, refused, self.clock.latest().0)
+    }
+
+    /// The mutations of a request, if it comes from a member, under this ring, and for this replica.
+    fn check_apply(&self, session: &Arc<Session>, request: PeerApply) -> Result<Vec<Mutation>, String> {
+        self.check_peer(session, request.epoch)?;
+        let encoded = request.mutations.ok_or("the mutations are missing")?;
+        let mut mutations = Vec::with_capacity(encoded.len());
+        for bytes in encoded {
+            let mutation = Mutation::decode(&Bytes::from(bytes)).map_err(|error| error.to_string())?;
+            if !self.is_replica(&mutation.partition) {
+                return Err(format!("server {} is no replica of that key", self.identity.id));
+            }
+            if mutation.stamp() < Stamp(1) {
+                return Err("the mutation has no stamp".to_owned());
+            }
+            mutations.push(mutation);
+        }
+        Ok(mutations)
+    }
+
+    pub(super) fn peer_read(&self, session: &Arc<Session>, request: PeerRead) -> PeerCells {
+        let clock = self.clock.latest().0;
+        let answer = match self.check_read(session, request) {
+            Ok(slice) => self.replicas.read_here(&slice),
+            Err(why) => ReadAnswer::Failed(Failure::Refused(why.into())),
+        };
+        match answer {
+            ReadAnswer::Cells { cells, complete } => {
+                let encode = |(column, cell): (Bytes, crate::cell::Cell)| {
+                    let mut bytes = Vec::with_capacity(cell.encoded_len());
+                    cell.encode(&mut bytes);
+                    PeerCell::new(column.to_vec(), bytes)
+                };
+                PeerCells::new(cells.into_iter().map(encode).collect::<Vec<_>>(), String::new(), clock, complete)
+            }
+            ReadAnswer::Failed(failure) => PeerCells::new(Vec::new(), failure.to_string(), clock, true),
+        }
+    }
+
+    fn check_read(&self, session: &Arc<Session>, request: PeerRead) -> Result<Slice, String> {
+        self.check_peer(session, request.epoch)?;
+        let table = request.table.and_then(|table| u16::try_from(table).ok()).ok_or("the table is missing")?;
+        let partition = request.partition.ok_or("the partition key is missing")?;
+        if !self.is_replica(&partition) {
+            return Err(format!("server {} is no replica of that key", self.identity.id));
+        }
+        let last = request.last_column.unwrap_or_default();
+        Ok(Slice {
+            table: TableId(table),
+            partition: Bytes::from(partition),
+            first: Bytes::from(request.first_column.unwrap_or_default()),
+            last: (request.bounded == Some(true)).then(|| Bytes::from(last)),
+            cells_max: request.cells.map_or(1, |cells| cells.max(1) as usize).min(READ_CELLS_MAX),
+        })
+    }
+
+    fn check_peer(&self, session: &Arc<Session>, epoch: Option<i64>) -> Result<(), String> {
+        if session.peer().is_none() {
+            return Err("this connection has not greeted as a member of the cluster".to_owned());
+        }
+        if epoch != Some(self.ring.epoch() as i64) {
+            let own = self.ring.epoch();
+            return Err(format!("the request was made under ring epoch {epoch:?}, this server has {own}"));
+        }
+        Ok(())
+    }
+
+    fn observe(&self, clock: Option<i64>) {
+        self.clock.observe(Stamp(clock.unwrap_or(0)));
+    }
+}

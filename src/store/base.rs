@@ -1,0 +1,361 @@
+//! data.db: the sorted cells that were flushed, and how they are read.
+//!
+//! A few read-only connections are used by whichever thread reads; the flusher has the one connection that writes.
+//! Each cell has a checksum over key and cell, so bytes that changed on the disk are reported and never served.
+//!
+//! Two promises are kept here for others:
+//!   - [`Base::largest`] is at least the stamp of every cell in the file, and is so before the cell gets there. A cell
+//!     with a larger stamp needs no look at the file.
+//!   - What [`BaseWriter`] has committed is on the disk, whatever the configured durability: the log is forgotten
+//!     because of it.
+//!
+//! Not here: which cells to write when (`flush`).
+
+use std::cmp::Ordering;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicI64, Ordering as Atomic};
+use std::sync::{Arc, Condvar, Mutex};
+
+use rusqlite::{Connection, Row};
+
+use super::memtable::unpack;
+use super::sqlite::{self, Disk, Format, OpenError, StoreError};
+use crate::cell::{Cell, Stamp};
+use crate::config::Config;
+
+/// Its name in the data directory.
+pub(super) const FILE: &str = "data.db";
+
+const FORMAT: Format = Format {
+    application_id: 0x5443_4462, // "TCDb"
+    page_bytes: 8192,            // in 4 KiB pages a row over 1,000 bytes spills to overflow pages
+    schema: &[
+        sqlite::META,
+        "CREATE TABLE cells(key BLOB PRIMARY KEY, cell BLOB NOT NULL, checksum INTEGER NOT NULL) WITHOUT ROWID",
+    ],
+};
+
+/// At least the largest stamp in the file.
+const LARGEST_STAMP: &str = "largest_stamp";
+/// Every log row up to this sequence is in the file.
+const FLUSHED_UPTO: &str = "flushed_upto";
+/// 1 once log.db was created: from then on its absence is a loss.
+const LOG_CREATED: &str = "log_created";
+
+const READ_ONE: &str = "SELECT key, cell, checksum FROM cells WHERE key = ?1";
+const READ_RUN: &str = "SELECT key, cell, checksum FROM cells WHERE key >= ?1 AND key < ?2 ORDER BY key";
+const READ_REST: &str = "SELECT key, cell, checksum FROM cells WHERE key >= ?1 ORDER BY key";
+
+/// The reading side.
+pub(super) struct Base {
+    path: PathBuf,
+    disk: Disk,
+    readers: Mutex<Readers>,
+    /// Rung when a reader comes back.
+    returned: Condvar,
+    readers_max: usize,
+    cache_bytes: usize,
+    mmap_bytes: usize,
+    largest: AtomicI64,
+}
+
+struct Readers {
+    idle: Vec<Connection>,
+    open: usize,
+}
+
+/// The writing side.
+pub(super) struct BaseWriter {
+    connection: Connection,
+    base: Arc<Base>,
+    /// Bytes written since the last checkpoint.
+    unchecked_bytes: usize,
+    /// Checkpoint when as many bytes were written.
+    checkpoint_bytes: usize,
+    flushed_upto: i64,
+}
+
+/// Opens or creates data.db.
+pub(super) fn open(dir: &Path, config: &Config, disk: &Disk) -> Result<BaseWriter, OpenError> {
+    let path = dir.join(FILE);
+    let (connection, _) = sqlite::open_to_write(disk, &path, &FORMAT, "FULL", config.base_cache_bytes, true)?;
+    let largest = sqlite::meta(&connection, &path, LARGEST_STAMP)?.unwrap_or(i64::MIN);
+    let flushed_upto = sqlite::meta(&connection, &path, FLUSHED_UPTO)?.unwrap_or(0);
+    // What a crash left in the write-ahead log may be in memory only, if its fsync had failed. Now it is on the disk.
+    sqlite::checkpoint(&connection, "TRUNCATE").map_err(|source| OpenError::using(&path, source))?;
+    let base = Arc::new(Base::new(path, disk.clone(), config, largest));
+    Ok(BaseWriter {
+        connection,
+        base,
+        unchecked_bytes: 0,
+        checkpoint_bytes: config.wal_autocheckpoint_pages * FORMAT.page_bytes as usize,
+        flushed_upto,
+    })
+}
+
+impl Base {
+    fn new(path: PathBuf, disk: Disk, config: &Config, largest: i64) -> Base {
+        Base {
+            path,
+            disk,
+            readers: Mutex::new(Readers { idle: Vec::new(), open: 0 }),
+            returned: Condvar::new(),
+            readers_max: config.worker_threads + 2, // the log's writer and whoever inspects
+            cache_bytes: config.base_cache_bytes,
+            mmap_bytes: config.base_mmap_bytes,
+            largest: AtomicI64::new(largest),
+        }
+    }
+
+    /// Opens a file nobody writes, and says up to which log row it holds everything.
+    pub fn open_to_read(dir: &Path, config: &Config, disk: &Disk) -> Result<(Base, i64), OpenError> {
+        let path = dir.join(FILE);
+        let connection =
+            sqlite::open_to_read(disk, &path, &FORMAT, config.base_cache_bytes, config.base_mmap_bytes)?;
+        let largest = sqlite::meta(&connection, &path, LARGEST_STAMP)?.unwrap_or(i64::MIN);
+        let flushed_upto = sqlite::meta(&connection, &path, FLUSHED_UPTO)?.unwrap_or(0);
+        drop(connection);
+        Ok((Base::new(path, disk.clone(), config, largest), flushed_upto))
+    }
+
+    /// No cell in the file has a larger stamp. The smallest of all stamps if the file has no cells.
+    pub fn largest(&self) -> Stamp {
+        Stamp(self.largest.load(Atomic::Acquire))
+    }
+
+    /// The file.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The cell under a key.
+    pub fn get(&self, key: &[u8]) -> Result<Option<Cell>, StoreError> {
+        self.with_reader(|connection| {
+            let reading = |source| StoreError::reading(&self.path, source);
+            let mut statement = connection.prepare_cached(READ_ONE).map_err(reading)?;
+            statement.raw_bind_parameter(1, key).map_err(reading)?;
+            let mut rows = statement.raw_query();
+            match rows.next().map_err(reading)? {
+                Some(row) => self.checked(row).map(|(_, cell)| Some(cell.to_owned())),
+                None => Ok(None),
+            }
+        })
+    }
+
+    /// Shows `each` the cells from `start` on, up to but without `end`, in order, while it returns true.
+    pub fn range(
+        &self,
+        start: &[u8],
+        end: Option<&[u8]>,
+        mut each: impl FnMut(&[u8], Cell<&[u8]>) -> bool,
+    ) -> Result<(), StoreError> {
+        self.with_reader(|connection| {
+            let reading = |source| StoreError::reading(&self.path, source);
+            let sql = if end.is_some() { READ_RUN } else { READ_REST };
+            let mut statement = connection.prepare_cached(sql).map_err(reading)?;
+            statement.raw_bind_parameter(1, start).map_err(reading)?;
+            if let Some(end) = end {
+                statement.raw_bind_parameter(2, end).map_err(reading)?;
+            }
+            let mut rows = statement.raw_query();
+            while let Some(row) = rows.next().map_err(reading)? {
+                let (key, cell) = self.checked(row)?;
+                if !each(key, cell) {
+                    break;
+                }
+            }
+            Ok(())
+        })
+    }
+
+    /// How large the file is.
+    pub fn bytes(&self) -> i64 {
+        self.with_reader(|connection| Ok(sqlite::database_bytes(connection))).unwrap_or(0)
+    }
+
+    fn checked<'a>(&self, row: &'a Row<'_>) -> Result<(&'a [u8], Cell<&'a [u8]>), StoreError> {
+        checked(row).ok_or_else(|| {
+            let key = sqlite::blob(row, 0).unwrap_or_default();
+            StoreError::Damaged {
+                path: self.path.clone(),
+                what: format!("the cell under key x'{}' fails its checksum", hex(key)),
+            }
+        })
+    }
+
+    /// Lends a connection; waits for one if all are lent. Reads are short.
+    fn with_reader<T>(
+        &self,
+        read: impl FnOnce(&Connection) -> Result<T, StoreError>,
+    ) -> Result<T, StoreError> {
+        let connection = self.borrow()?;
+        let result = read(&connection);
+        self.readers.lock().expect("no panic while it is held").idle.push(connection);
+        self.returned.notify_one();
+        result
+    }
+
+    fn borrow(&self) -> Result<Connection, StoreError> {
+        let mut readers = self.readers.lock().expect("no panic while it is held");
+        loop {
+            if let Some(connection) = readers.idle.pop() {
+                return Ok(connection);
+            }
+            if readers.open < self.readers_max {
+                break;
+            }
+            readers = self.returned.wait(readers).expect("no panic while it is held");
+        }
+        readers.open += 1;
+        drop(readers);
+        sqlite::open_to_read(&self.disk, &self.path, &FORMAT, self.cache_bytes, self.mmap_bytes).map_err(
+            |error| {
+                self.readers.lock().expect("no panic while it is held").open -= 1;
+                self.returned.notify_one();
+                match error {
+                    OpenError::Unusable { path, source } => StoreError::Unreadable { path, source },
+                    damaged => StoreError::Damaged { path: self.path.clone(), what: damaged.to_string() },
+                }
+            },
+        )
+    }
+}
+
+impl BaseWriter {
+    /// The reading side of the same file.
+    pub fn base(&self) -> &Arc<Base> {
+        &self.base
+    }
+
+    /// Every log row up to this sequence is in the file.
+    pub fn flushed_upto(&self) -> i64 {
+        self.flushed_upto
+    }
+
+    /// Whether a log.db was ever created beside this file.
+    pub fn log_created(&self) -> Result<bool, OpenError> {
+        Ok(sqlite::meta(&self.connection, &self.base.path, LOG_CREATED)?.is_some())
+    }
+
+    /// Remembers for good that log.db exists.
+    pub fn note_log_created(&self) -> Result<(), OpenError> {
+        sqlite::set_meta(&self.connection, LOG_CREATED, 1)
+            .map_err(|source| OpenError::using(&self.base.path, source))
+    }
+
+    /// Writes cells, in key order, in one transaction, each merged with what the file holds. `largest` is at least
+    /// the largest stamp of all the cells of this flush, `known` what [`Base::largest`] was before it; `done`: with
+    /// these cells every log row up to that sequence is in the file. An error: nothing of this was written.
+    pub fn write<'a>(
+        &mut self,
+        cells: impl Iterator<Item = (&'a [u8], &'a [u8])>,
+        largest: Stamp,
+        known: Stamp,
+        done: Option<i64>,
+    ) -> Result<(), StoreError> {
+        // Before the cells are there for anybody to read.
+        self.base.largest.fetch_max(largest.0, Atomic::AcqRel);
+        let written = self.write_transaction(cells, known, done);
+        match written {
+            Ok(bytes) => {
+                self.unchecked_bytes += bytes;
+                self.flushed_upto = done.unwrap_or(self.flushed_upto);
+                Ok(())
+            }
+            Err(error) => {
+                sqlite::roll_back(&self.connection);
+                Err(error)
+            }
+        }
+    }
+
+    fn write_transaction<'a>(
+        &self,
+        cells: impl Iterator<Item = (&'a [u8], &'a [u8])>,
+        known: Stamp,
+        done: Option<i64>,
+    ) -> Result<usize, StoreError> {
+        let reading = |source| StoreError::reading(&self.base.path, source);
+        let mut bytes = 0;
+        sqlite::run(&self.connection, "BEGIN IMMEDIATE").map_err(reading)?;
+        {
+            let mut held = self.connection.prepare_cached(READ_ONE).map_err(reading)?;
+            let mut put = self
+                .connection
+                .prepare_cached("REPLACE INTO cells(key, cell, checksum) VALUES (?1, ?2, ?3)")
+                .map_err(reading)?;
+            for (key, cell) in cells {
+                let newest = unpack(cell);
+                if newest.stamp <= known {
+                    held.raw_bind_parameter(1, key).map_err(reading)?;
+                    let mut rows = held.raw_query();
+                    if let Some(row) = rows.next().map_err(reading)?
+                        && self.base.checked(row)?.1.order(&newest) != Ordering::Less
+                    {
+                        continue;
+                    }
+                }
+                put.raw_bind_parameter(1, key).map_err(reading)?;
+                put.raw_bind_parameter(2, cell).map_err(reading)?;
+                put.raw_bind_parameter(3, cell_checksum(key, cell)).map_err(reading)?;
+                put.raw_execute().map_err(reading)?;
+                // Scattered keys touch a page each.
+                bytes += FORMAT.page_bytes as usize + key.len() + cell.len();
+            }
+        }
+        sqlite::set_meta(&self.connection, LARGEST_STAMP, self.base.largest().0).map_err(reading)?;
+        if let Some(upto) = done {
+            sqlite::set_meta(&self.connection, FLUSHED_UPTO, upto).map_err(reading)?;
+        }
+        sqlite::run(&self.connection, "COMMIT").map_err(reading)?;
+        Ok(bytes)
+    }
+
+    /// Copies the write-ahead log into the file if it has grown long enough.
+    pub fn checkpoint_if_due(&mut self) -> Result<(), StoreError> {
+        if self.unchecked_bytes < self.checkpoint_bytes {
+            return Ok(());
+        }
+        sqlite::checkpoint(&self.connection, "PASSIVE")
+            .map_err(|source| StoreError::reading(&self.base.path, source))?;
+        self.unchecked_bytes = 0;
+        Ok(())
+    }
+
+    /// Copies the write-ahead log into the file before it is closed, so that the file alone is complete.
+    pub fn checkpoint_to_close(&self) -> rusqlite::Result<()> {
+        sqlite::checkpoint(&self.connection, "TRUNCATE")
+    }
+
+    #[cfg(test)]
+    pub fn connection(&self) -> &Connection {
+        &self.connection
+    }
+}
+
+fn checked<'a>(row: &'a Row<'_>) -> Option<(&'a [u8], Cell<&'a [u8]>)> {
+    let key = sqlite::blob(row, 0)?;
+    let cell = sqlite::blob(row, 1)?;
+    if sqlite::integer(row, 2)? != cell_checksum(key, cell) {
+        return None;
+    }
+    Some((key, Cell::decode(cell).ok()?))
+}
+
+fn cell_checksum(key: &[u8], cell: &[u8]) -> i64 {
+    let mut hasher = crc32fast::Hasher::new();
+    hasher.update(&(key.len() as u32).to_be_bytes());
+    hasher.update(key);
+    hasher.update(cell);
+    i64::from(hasher.finalize())
+}
+
+/// The first bytes of a key as people read them.
+fn hex(bytes: &[u8]) -> String {
+    const SHOWN_MAX: usize = 64;
+    let mut out: String = bytes.iter().take(SHOWN_MAX).map(|byte| format!("{byte:02x}")).collect();
+    if bytes.len() > SHOWN_MAX {
+        out.push('…');
+    }
+    out
+}

@@ -1,0 +1,634 @@
+//! log.db: every mutation this server acknowledged and has not yet flushed, and the hints it keeps for others.
+//!
+//! One row per cell, in real columns, so that any SQLite tool can look into the log while the server runs (the view
+//! `log_readable` is for people). Rows of one mutation are consecutive and in one transaction.
+//!
+//! What must always be true, and how a start finds out that it is not:
+//!   - Sequences have no gap: a number is used up only when its transaction commits. A gap is a lost row.
+//!   - Every row has a checksum over all of it, its sequence included. A row that fails it was changed on the disk.
+//!   - `written_upto` (set before each checkpoint) is at most the last sequence. If rows end before it, the end is lost;
+//!     rows after it are in the write-ahead log, whose frames SQLite checks itself.
+//!   - `flushed_upto` is at most what data.db says it holds. Rows up to it are forgotten, a few with each commit.
+//!
+//! A torn end of the write-ahead log is no damage: SQLite drops a transaction that was not committed.
+//!
+//! Not here: when to commit (`writer`).
+
+use std::path::{Path, PathBuf};
+
+use rusqlite::{CachedStatement, Connection, Row};
+
+use super::hint_log::{self, HintChange};
+use super::memtable::{self, Memtable, Packed};
+use super::queue::Request;
+use super::sqlite::{self, Disk, Fault, Format, OpenError};
+use crate::cell::{Cell, Content, KIND_EXPIRING, KIND_TOMBSTONE, KIND_VALUE, Stamp};
+use crate::config::{Config, Durability};
+use crate::key::{self, TableId};
+use crate::mutation::Mutation;
+
+/// Its name in the data directory.
+pub(super) const FILE: &str = "log.db";
+
+pub(super) const FORMAT: Format = Format {
+    application_id: 0x5443_4c67, // "TCLg"
+    page_bytes: 4096,            // the smallest commit writes one page
+    schema: &[
+        sqlite::META,
+        "CREATE TABLE log(sequence INTEGER PRIMARY KEY, tbl INTEGER NOT NULL, partition BLOB NOT NULL, \
+         \"column\" BLOB NOT NULL, stamp INTEGER NOT NULL, kind INTEGER NOT NULL, value BLOB, expires INTEGER, \
+         checksum INTEGER NOT NULL)",
+        hint_log::SCHEMA,
+        "CREATE VIEW log_readable AS SELECT sequence, tbl, CAST(partition AS TEXT) AS partition, \
+         hex(partition) AS partition_hex, CAST(\"column\" AS TEXT) AS \"column\", \
+         strftime('%Y-%m-%dT%H:%M:%S', stamp / 1000000, 'unixepoch') || printf('.%06dZ', stamp % 1000000) AS stamp, \
+         CASE kind WHEN 1 THEN 'value' WHEN 2 THEN 'expiring' WHEN 3 THEN 'tombstone' END AS kind, \
+         CAST(value AS TEXT) AS value, strftime('%Y-%m-%dT%H:%M:%SZ', expires, 'unixepoch') AS expires FROM log",
+    ],
+};
+
+/// Rows up to this sequence are in data.db.
+const FLUSHED_UPTO: &str = "flushed_upto";
+/// Rows up to this sequence were once written.
+const WRITTEN_UPTO: &str = "written_upto";
+
+/// SQLite's page cache for the log: enough for the pages of one transaction; a larger one spills.
+const CACHE_BYTES: usize = 8 * 1024 * 1024;
+
+/// Rows of one INSERT: as many as still fit, largest first.
+const INSERT_ROWS: [usize; 3] = [32, 8, 1];
+const ROW_COLUMNS: usize = 9;
+
+/// Rows forgotten with a commit beyond twice those it writes, so that forgetting keeps ahead of writing.
+const FORGOTTEN_WITH_COMMIT: i64 = 128;
+/// Rows forgotten in a transaction of its own, when there is nothing else to do.
+const FORGOTTEN_IDLE: i64 = 2048;
+
+/// Rows between two calls of the progress function.
+const PROGRESS_ROWS: u64 = 65_536;
+
+/// The writing side.
+pub(super) struct CommitLog {
+    connection: Connection,
+    path: PathBuf,
+    /// The sequence of the next row.
+    next: i64,
+    /// Rows before this one are deleted.
+    first: i64,
+    /// Rows up to this one are flushed, and the file says so.
+    flushed_upto: i64,
+    next_hint: i64,
+    /// Pages written since the last checkpoint, about.
+    unchecked_pages: usize,
+    checkpoint_pages: usize,
+    insert_sql: [String; 3],
+}
+
+/// What a transaction left behind.
+#[derive(Debug, Default)]
+pub(super) struct Committed {
+    /// What became of hints, in order.
+    pub hints: Vec<HintChange>,
+}
+
+/// A transaction that failed.
+#[derive(Debug)]
+pub(super) struct CommitFailed {
+    pub source: rusqlite::Error,
+    /// What to think of the file from now on.
+    pub fault: Fault,
+    /// The failure came while committing: the rows may be there after a restart.
+    pub outcome_unknown: bool,
+}
+
+/// One cell on its way into the log.
+struct LogRow<'a> {
+    mutation: &'a Mutation,
+    column: &'a [u8],
+    cell: &'a Cell,
+}
+
+impl CommitLog {
+    /// Opens or creates log.db. True if it was created just now.
+    ///
+    /// Not `may_create`: it must be there.
+    pub fn open(
+        dir: &Path,
+        config: &Config,
+        disk: &Disk,
+        may_create: bool,
+    ) -> Result<(CommitLog, bool), OpenError> {
+        let path = dir.join(FILE);
+        let synchronous = match config.durability {
+            Durability::PowerLoss => "FULL",
+            Durability::ProcessCrash => "NORMAL",
+        };
+        let (connection, new) =
+            sqlite::open_to_write(disk, &path, &FORMAT, synchronous, CACHE_BYTES, may_create)?;
+        let flushed_upto = sqlite::meta(&connection, &path, FLUSHED_UPTO)?.unwrap_or(0);
+        let log = CommitLog {
+            connection,
+            path,
+            next: flushed_upto + 1,
+            first: flushed_upto + 1,
+            flushed_upto,
+            next_hint: 1,
+            unchecked_pages: 0,
+            checkpoint_pages: config.wal_autocheckpoint_pages,
+            insert_sql: INSERT_ROWS.map(insert_sql),
+        };
+        Ok((log, new))
+    }
+
+    /// Replays what is not flushed and gets ready to write. Returns the rows as a memtable and how many they were.
+    /// Whenever they fill `window_bytes`, `flush` writes them to data.db, up to the given sequence.
+    pub fn recover(
+        &mut self,
+        window_bytes: usize,
+        progress: &mut impl FnMut(u64),
+        mut flush: impl FnMut(Memtable, i64) -> Result<(), OpenError>,
+    ) -> Result<(Memtable, u64), OpenError> {
+        let mut replay = Replay::new(self.flushed_upto);
+        let rest = loop {
+            let window = replay.window(&self.connection, &self.path, window_bytes, progress)?;
+            let table = Memtable::from_unsorted(window.cells);
+            if window.last {
+                break table;
+            }
+            flush(table, replay.upto)?;
+            sqlite::set_meta(&self.connection, FLUSHED_UPTO, replay.upto).map_err(self.using())?;
+            self.flushed_upto = replay.upto;
+        };
+        check_end(&self.connection, &self.path, replay.upto)?;
+        self.next = replay.upto + 1;
+        self.first = self.first_row().map_err(self.using())?.unwrap_or(self.next);
+        self.settle()?;
+        Ok((rest, replay.rows))
+    }
+
+    /// Continues after what data.db has, if the log ends before it: a power cut took the log's end, not the base's.
+    pub fn skip_to(&mut self, flushed_upto: i64) -> Result<(), OpenError> {
+        assert!(flushed_upto >= self.next, "only what the log does not have is skipped");
+        sqlite::set_meta(&self.connection, FLUSHED_UPTO, flushed_upto).map_err(self.using())?;
+        self.flushed_upto = flushed_upto;
+        self.next = flushed_upto + 1;
+        self.settle()
+    }
+
+    /// What a crash left in the write-ahead log may be in memory only, if its fsync had failed, and what is written
+    /// after it would be lost with it at a power cut. So all of it goes into the database before anything new does.
+    fn settle(&mut self) -> Result<(), OpenError> {
+        sqlite::set_meta(&self.connection, WRITTEN_UPTO, self.next - 1).map_err(self.using())?;
+        // Somebody's open SQLite shell may prevent the end of it; the pages are synced all the same.
+        sqlite::checkpoint(&self.connection, "TRUNCATE").map_err(self.using())
+    }
+
+    /// The first hint sequence that was never used.
+    pub fn set_next_hint(&mut self, sequence: i64) {
+        self.next_hint = sequence;
+    }
+
+    /// The sequence of the last row.
+    pub fn last(&self) -> i64 {
+        self.next - 1
+    }
+
+    /// Rows up to this sequence are flushed, and the file says so.
+    pub fn flushed_upto(&self) -> i64 {
+        self.flushed_upto
+    }
+
+    /// Rows in the file, flushed ones that wait to be forgotten included.
+    pub fn rows(&self) -> i64 {
+        self.next - self.first
+    }
+
+    /// True if flushed rows wait to be forgotten.
+    pub fn has_flushed_rows(&self) -> bool {
+        self.first <= self.flushed_upto
+    }
+
+    /// The file.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The connection, for reading hints at the start.
+    pub fn connection(&self) -> &Connection {
+        &self.connection
+    }
+
+    /// Stores a batch in one transaction. Rows up to `flushed_upto` are in data.db; some are forgotten on the way.
+    pub fn commit(&mut self, batch: &[Request], flushed_upto: i64) -> Result<Committed, CommitFailed> {
+        assert!(flushed_upto < self.next, "only what was logged can be flushed");
+        let (next, first, next_hint) = (self.next, self.first, self.next_hint);
+        let marked = self.flushed_upto;
+        let written = self.write(batch, flushed_upto);
+        let failed = match written {
+            Ok(committed) => match sqlite::run(&self.connection, "COMMIT") {
+                Ok(()) => return Ok(committed),
+                Err(source) => {
+                    let fault = sqlite::fault(&source);
+                    // Without space, or with a lock in the way, the frame that commits was not written.
+                    let outcome_unknown = !matches!(fault, Fault::Full | Fault::Busy);
+                    CommitFailed { fault, outcome_unknown, source }
+                }
+            },
+            Err(source) => CommitFailed { fault: sqlite::fault(&source), outcome_unknown: false, source },
+        };
+        (self.next, self.first, self.next_hint) = (next, first, next_hint);
+        self.flushed_upto = marked;
+        if sqlite::roll_back(&self.connection) {
+            Err(failed)
+        } else {
+            Err(CommitFailed { fault: Fault::Other, ..failed })
+        }
+    }
+
+    /// Copies the write-ahead log into the database if it has grown long enough.
+    pub fn checkpoint_if_due(&mut self) -> rusqlite::Result<()> {
+        if self.unchecked_pages < self.checkpoint_pages {
+            return Ok(());
+        }
+        sqlite::checkpoint(&self.connection, "PASSIVE")?;
+        self.unchecked_pages = 0;
+        Ok(())
+    }
+
+    /// Notes the end of the log and copies the write-ahead log into the database, so that the file alone is complete.
+    pub fn checkpoint_to_close(&self) -> rusqlite::Result<()> {
+        sqlite::set_meta(&self.connection, WRITTEN_UPTO, self.last())?;
+        sqlite::checkpoint(&self.connection, "TRUNCATE")
+    }
+
+    /// Tries whether the file takes a transaction that makes it grow, and leaves no trace of it.
+    pub fn probe(&self) -> rusqlite::Result<()> {
+        let probe = "BEGIN IMMEDIATE; \
+             INSERT INTO hints(target, sequence, created_s, mutation, checksum) VALUES (-1, 0, 0, zeroblob(65536), 0); \
+             DELETE FROM hints WHERE target = -1;";
+        let probed = self
+            .connection
+            .execute_batch(probe)
+            .and_then(|()| sqlite::set_meta(&self.connection, WRITTEN_UPTO, self.last()))
+            .and_then(|()| sqlite::run(&self.connection, "COMMIT"));
+        if probed.is_err() {
+            sqlite::roll_back(&self.connection);
+        }
+        probed
+    }
+
+    fn write(&mut self, batch: &[Request], flushed_upto: i64) -> rusqlite::Result<Committed> {
+        let mut committed = Committed::default();
+        sqlite::run(&self.connection, "BEGIN IMMEDIATE")?;
+        let first_new = self.next;
+        self.write_mutations(batch)?;
+        self.write_hints(batch, &mut committed)?;
+        self.forget(self.next - first_new, flushed_upto)?;
+        if self.unchecked_pages >= self.checkpoint_pages {
+            sqlite::set_meta(&self.connection, WRITTEN_UPTO, self.last())?;
+        }
+        Ok(committed)
+    }
+
+    fn write_mutations(&mut self, batch: &[Request]) -> rusqlite::Result<()> {
+        let mutations = batch.iter().filter_map(|request| match request {
+            Request::Apply { mutation, .. } => Some(&**mutation),
+            _ => None,
+        });
+        let rows: Vec<LogRow> = mutations.flat_map(log_rows).collect();
+        let mut rest = &rows[..];
+        let mut bytes = 0;
+        for (rows_each, sql) in INSERT_ROWS.into_iter().zip(&self.insert_sql) {
+            if rest.len() < rows_each {
+                continue;
+            }
+            let mut statement = self.connection.prepare_cached(sql)?;
+            while rest.len() >= rows_each {
+                let (now, later) = rest.split_at(rows_each);
+                for (index, row) in now.iter().enumerate() {
+                    bytes += row.bind(&mut statement, index, self.next + index as i64)?;
+                }
+                statement.raw_execute()?;
+                self.next += rows_each as i64;
+                rest = later;
+            }
+        }
+        self.unchecked_pages += pages(bytes);
+        Ok(())
+    }
+
+    fn write_hints(&mut self, batch: &[Request], committed: &mut Committed) -> rusqlite::Result<()> {
+        for request in batch {
+            let change = match request {
+                Request::Apply { .. } => continue,
+                Request::Hint { target, mutation, now_s, .. } => {
+                    let sequence = self.next_hint;
+                    self.next_hint += 1;
+                    hint_log::store(&self.connection, *target, sequence, *now_s, &mutation.encode())?
+                }
+                Request::ForgetHints { target, sequences, .. } => {
+                    hint_log::forget(&self.connection, *target, sequences)?
+                }
+                #[cfg(test)]
+                Request::Meddle(meddle) => {
+                    if let Some(meddle) = meddle.lock().expect("no panic while it is held").take() {
+                        meddle(&self.connection);
+                    }
+                    continue;
+                }
+            };
+            self.unchecked_pages += pages(change.bytes() as usize);
+            committed.hints.push(change);
+        }
+        Ok(())
+    }
+
+    /// Notes how far the log is flushed and deletes some rows that are. A few with each commit: a long deletion would
+    /// hold up everybody.
+    fn forget(&mut self, rows_written: i64, flushed_upto: i64) -> rusqlite::Result<()> {
+        if flushed_upto > self.flushed_upto {
+            sqlite::set_meta(&self.connection, FLUSHED_UPTO, flushed_upto)?;
+            self.flushed_upto = flushed_upto;
+            self.unchecked_pages += 1;
+        }
+        if !self.has_flushed_rows() {
+            return Ok(());
+        }
+        let count = if rows_written == 0 { FORGOTTEN_IDLE } else { 2 * rows_written + FORGOTTEN_WITH_COMMIT };
+        let upto = self.flushed_upto.min(self.first.saturating_add(count - 1));
+        let mut delete = self.connection.prepare_cached("DELETE FROM log WHERE sequence <= ?1")?;
+        delete.execute([upto])?;
+        self.unchecked_pages += 2;
+        self.first = upto + 1;
+        Ok(())
+    }
+
+    fn first_row(&self) -> rusqlite::Result<Option<i64>> {
+        self.connection.query_row("SELECT min(sequence) FROM log", [], |row| row.get(0))
+    }
+
+    fn using(&self) -> impl Fn(rusqlite::Error) -> OpenError {
+        let path = self.path.clone();
+        move |source| OpenError::using(&path, source)
+    }
+}
+
+/// Reads the log of a stopped server in one piece. Returns what is not in data.db and how far it is flushed.
+pub(super) fn read_all(
+    connection: &Connection,
+    path: &Path,
+    progress: &mut impl FnMut(u64),
+) -> Result<(Vec<Packed>, i64), OpenError> {
+    let flushed_upto = sqlite::meta(connection, path, FLUSHED_UPTO)?.unwrap_or(0);
+    let mut replay = Replay::new(flushed_upto);
+    let window = replay.window(connection, path, usize::MAX, progress)?;
+    check_end(connection, path, replay.upto)?;
+    Ok((window.cells, flushed_upto))
+}
+
+fn check_end(connection: &Connection, path: &Path, upto: i64) -> Result<(), OpenError> {
+    let written_upto = sqlite::meta(connection, path, WRITTEN_UPTO)?.unwrap_or(0);
+    if upto < written_upto {
+        let what = format!("its rows end at sequence {upto}, but once went up to {written_upto}");
+        return Err(OpenError::damaged(path, what));
+    }
+    Ok(())
+}
+
+/// How many pages of the write-ahead log a commit of so many bytes makes, about.
+fn pages(bytes: usize) -> usize {
+    if bytes == 0 { 0 } else { 1 + bytes / (FORMAT.page_bytes as usize - 200) }
+}
+
+fn insert_sql(rows: usize) -> String {
+    let row = format!("({})", vec!["?"; ROW_COLUMNS].join(","));
+    let rows = vec![row; rows].join(",");
+    format!(
+        "INSERT INTO log(sequence, tbl, partition, \"column\", stamp, kind, value, expires, checksum) VALUES {rows}"
+    )
+}
+
+fn log_rows(mutation: &Mutation) -> impl Iterator<Item = LogRow<'_>> {
+    mutation.cells.iter().map(move |(column, cell)| LogRow { mutation, column, cell })
+}
+
+impl LogRow<'_> {
+    /// Binds its columns as row `index` of the statement. Returns about how many bytes it takes in the file.
+    fn bind(
+        &self,
+        statement: &mut CachedStatement<'_>,
+        index: usize,
+        sequence: i64,
+    ) -> rusqlite::Result<usize> {
+        let (table, partition) = (self.mutation.table, &self.mutation.partition[..]);
+        let cell = self.cell;
+        let value = match cell.content {
+            Content::Tombstone => None,
+            Content::Value(_) | Content::Expiring { .. } => Some(cell.value_bytes()),
+        };
+        let checksum = row_checksum(sequence, table, partition, self.column, cell);
+        let at = index * ROW_COLUMNS;
+        statement.raw_bind_parameter(at + 1, sequence)?;
+        statement.raw_bind_parameter(at + 2, table.0)?;
+        statement.raw_bind_parameter(at + 3, partition)?;
+        statement.raw_bind_parameter(at + 4, self.column)?;
+        statement.raw_bind_parameter(at + 5, cell.stamp.0)?;
+        statement.raw_bind_parameter(at + 6, cell.kind())?;
+        statement.raw_bind_parameter(at + 7, value)?;
+        statement.raw_bind_parameter(at + 8, cell.expires_at_s())?;
+        statement.raw_bind_parameter(at + 9, checksum)?;
+        const NUMBERS_BYTES: usize = 32;
+        Ok(NUMBERS_BYTES + partition.len() + self.column.len() + cell.value_bytes().len())
+    }
+}
+
+fn row_checksum<V: AsRef<[u8]>>(
+    sequence: i64,
+    table: TableId,
+    partition: &[u8],
+    column: &[u8],
+    cell: &Cell<V>,
+) -> i64 {
+    let mut head = [0; 8 + 2 + 4 + 4 + 8 + 1 + 8];
+    head[..8].copy_from_slice(&sequence.to_be_bytes());
+    head[8..10].copy_from_slice(&table.0.to_be_bytes());
+    head[10..14].copy_from_slice(&(partition.len() as u32).to_be_bytes());
+    head[14..18].copy_from_slice(&(column.len() as u32).to_be_bytes());
+    head[18..26].copy_from_slice(&cell.stamp.0.to_be_bytes());
+    head[26] = cell.kind();
+    head[27..].copy_from_slice(&cell.expires_at_s().unwrap_or_default().to_be_bytes());
+    let mut hasher = crc32fast::Hasher::new();
+    hasher.update(&head);
+    hasher.update(partition);
+    hasher.update(column);
+    hasher.update(cell.value_bytes());
+    i64::from(hasher.finalize())
+}
+
+/// Reading the log back, row by row.
+struct Replay {
+    /// The last sequence read.
+    upto: i64,
+    rows: u64,
+    damage: Damage,
+}
+
+struct Window {
+    cells: Vec<Packed>,
+    /// No rows follow.
+    last: bool,
+}
+
+impl Replay {
+    fn new(flushed_upto: i64) -> Replay {
+        Replay { upto: flushed_upto, rows: 0, damage: Damage::default() }
+    }
+
+    /// Reads on until the cells take `bytes_max` in a memtable. After the first damage it only counts what else is
+    /// damaged, and fails at the end.
+    fn window(
+        &mut self,
+        connection: &Connection,
+        path: &Path,
+        bytes_max: usize,
+        progress: &mut impl FnMut(u64),
+    ) -> Result<Window, OpenError> {
+        let using = |source| OpenError::using(path, source);
+        let mut cells = Vec::new();
+        let mut bytes = 0;
+        let mut statement = connection
+            .prepare_cached(
+                "SELECT sequence, tbl, partition, \"column\", stamp, kind, value, expires, checksum FROM log \
+                 WHERE sequence > ?1 ORDER BY sequence",
+            )
+            .map_err(using)?;
+        let mut rows = statement.query([self.upto]).map_err(using)?;
+        loop {
+            let row = match rows.next() {
+                Ok(Some(row)) => row,
+                Ok(None) => break,
+                Err(source) => return Err(self.unreadable(path, source)),
+            };
+            if let Some(packed) = self.take(row) {
+                bytes += memtable::entry_bytes(&packed);
+                cells.push(packed);
+            }
+            if self.rows % PROGRESS_ROWS == 0 {
+                progress(self.rows);
+            }
+            if bytes >= bytes_max && self.damage.is_none() {
+                return Ok(Window { cells, last: false });
+            }
+            if !self.damage.is_none() {
+                cells.clear();
+            }
+        }
+        match self.damage.report() {
+            None => Ok(Window { cells, last: true }),
+            Some(what) => Err(OpenError::damaged(path, what)),
+        }
+    }
+
+    fn take(&mut self, row: &Row<'_>) -> Option<Packed> {
+        let Some(sequence) = sqlite::integer(row, 0) else {
+            self.damage.failed(self.upto + 1);
+            return None;
+        };
+        if sequence != self.upto + 1 {
+            self.damage.missing(self.upto + 1, sequence - 1);
+        }
+        self.upto = sequence;
+        self.rows += 1;
+        let packed = read_row(row, sequence);
+        if packed.is_none() {
+            self.damage.failed(sequence);
+        }
+        packed
+    }
+
+    fn unreadable(&self, path: &Path, source: rusqlite::Error) -> OpenError {
+        match sqlite::fault(&source) {
+            Fault::Damaged => {
+                let found = self.damage.report().map(|what| format!("{what}; and ")).unwrap_or_default();
+                let what = format!("{found}after sequence {} SQLite finds: {source}", self.upto);
+                OpenError::damaged(path, what)
+            }
+            Fault::Full | Fault::Busy | Fault::Other => OpenError::using(path, source),
+        }
+    }
+}
+
+/// The cell of a row; `None` if the row is not as it was written.
+fn read_row(row: &Row<'_>, sequence: i64) -> Option<Packed> {
+    let table = TableId(u16::try_from(sqlite::integer(row, 1)?).ok()?);
+    let partition = sqlite::blob(row, 2)?;
+    let column = sqlite::blob(row, 3)?;
+    let content = match u8::try_from(sqlite::integer(row, 5)?).ok()? {
+        KIND_VALUE => Content::Value(sqlite::blob(row, 6)?),
+        KIND_EXPIRING => {
+            Content::Expiring { value: sqlite::blob(row, 6)?, expires_at_s: sqlite::integer(row, 7)? }
+        }
+        KIND_TOMBSTONE => Content::Tombstone,
+        _ => return None,
+    };
+    let cell = Cell { stamp: Stamp(sqlite::integer(row, 4)?), content };
+    if sqlite::integer(row, 8)? != row_checksum(sequence, table, partition, column, &cell) {
+        return None;
+    }
+    Some((key::encode(table, partition, column).into_boxed_slice(), memtable::pack(&cell)))
+}
+
+/// What is wrong with the log.
+#[derive(Default)]
+struct Damage {
+    /// How many rows fail their checksum, and the first few.
+    failed: u64,
+    failed_first: Vec<i64>,
+    /// How many rows are missing, and the first few runs of them.
+    missing: i64,
+    missing_first: Vec<(i64, i64)>,
+}
+
+/// How many examples a report names.
+const EXAMPLES_MAX: usize = 10;
+
+impl Damage {
+    fn is_none(&self) -> bool {
+        self.failed == 0 && self.missing == 0
+    }
+
+    fn failed(&mut self, sequence: i64) {
+        self.failed += 1;
+        if self.failed_first.len() < EXAMPLES_MAX {
+            self.failed_first.push(sequence);
+        }
+    }
+
+    fn missing(&mut self, from: i64, to: i64) {
+        self.missing = self.missing.saturating_add(to.saturating_sub(from).saturating_add(1));
+        if self.missing_first.len() < EXAMPLES_MAX {
+            self.missing_first.push((from, to));
+        }
+    }
+
+    fn report(&self) -> Option<String> {
+        let mut parts = Vec::new();
+        if self.failed > 0 {
+            let first: Vec<String> = self.failed_first.iter().map(i64::to_string).collect();
+            let first = first.join(", ");
+            parts.push(format!("{} of its rows fail their checksum (first sequences: {first})", self.failed));
+        }
+        if self.missing > 0 {
+            let run = |&(from, to): &(i64, i64)| {
+                if from == to { from.to_string() } else { format!("{from} to {to}") }
+            };
+            let first: Vec<String> = self.missing_first.iter().map(run).collect();
+            parts.push(format!(
+                "{} of its rows are missing (first sequences: {})",
+                self.missing,
+                first.join(", ")
+            ));
+        }
+        (!parts.is_empty()).then(|| parts.join("; "))
+    }
+}

@@ -1,0 +1,216 @@
+//! Writes a frozen memtable to data.db, in key order, a bounded transaction at a time, and then lets the log forget it.
+//!
+//! Order is everything: the cells are in data.db, on the disk, before the frozen memtable is dropped and before the
+//! log hears that it may forget their rows. A crash at any point leaves each cell in the log, in data.db, or in both.
+//!
+//! If the disk is full the frozen memtable is kept and the flush tried again; if data.db fails otherwise, the store
+//! takes no more writes.
+
+use std::ops::ControlFlow;
+use std::sync::Arc;
+use std::sync::atomic::Ordering as Atomic;
+use std::thread;
+use std::time::Duration;
+
+use super::base::BaseWriter;
+use super::drive::{Turn, Worker};
+use super::memtable::{Frozen, Memtable};
+use super::sqlite::{self, Fault, OpenError, StoreError};
+use super::{Ending, Shared};
+use crate::cell::Stamp;
+
+/// Bytes of keys and cells of one transaction, so that large values do not make it long.
+const TRANSACTION_BYTES_MAX: usize = 4 * 1024 * 1024;
+
+/// How long to wait before a flush that failed for lack of space is tried again.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// The one who writes data.db.
+pub(super) struct Flusher {
+    shared: Arc<Shared>,
+    base: BaseWriter,
+    transaction_cells: usize,
+    job: Option<Job>,
+}
+
+/// A flush under way.
+struct Job {
+    frozen: Arc<Frozen>,
+    /// No cell in the base had a larger stamp before this flush.
+    known: Stamp,
+    /// Everything before this engine key is written.
+    next: Vec<u8>,
+    cells: u64,
+}
+
+impl Flusher {
+    pub fn new(shared: Arc<Shared>, base: BaseWriter, transaction_cells: usize) -> Flusher {
+        Flusher { shared, base, transaction_cells, job: None }
+    }
+
+    /// Writes one transaction of the job.
+    fn step(&mut self, job: &mut Job) -> Result<ControlFlow<()>, StoreError> {
+        let step = write_step(
+            &mut self.base,
+            &job.frozen.table,
+            job.known,
+            &job.next,
+            self.transaction_cells,
+            Some(job.frozen.upto),
+        )?;
+        job.cells += step.cells;
+        self.base.checkpoint_if_due().or_else(|error| match fault_of(&error) {
+            Fault::Full | Fault::Busy => Ok(()), // the write-ahead log keeps it until there is space
+            Fault::Damaged | Fault::Other => Err(error),
+        })?;
+        match step.next {
+            Some(next) => {
+                job.next = next;
+                Ok(ControlFlow::Continue(()))
+            }
+            None => Ok(ControlFlow::Break(())),
+        }
+    }
+
+    fn finish(&mut self, job: Job) {
+        let Job { frozen, cells, .. } = job;
+        let stats = &self.shared.stats;
+        stats.flushes.count();
+        stats.flushed_cells.add(cells);
+        stats.flush.record_time(frozen.since.elapsed());
+        let dropped = self.shared.view.memory.write().expect("no panic while it is held").frozen.take();
+        self.shared.flushed_upto.store(frozen.upto, Atomic::Release);
+        self.shared.health.flush_works();
+        self.shared.writer_bell.ring();
+        drop((dropped, frozen)); // a large tree to take down, so not under the lock
+    }
+
+    fn fail(&mut self, error: &StoreError) -> Turn {
+        match fault_of(error) {
+            Fault::Full | Fault::Busy => {
+                let reason = format!("the memtable cannot be flushed: {error}");
+                if self.shared.health.flush_fails(&reason) {
+                    log::error!("{reason}; trying again every {} s", RETRY.as_secs());
+                }
+                self.shared.writer_bell.ring(); // it may be waiting for room that does not come
+                Turn::Wait(Some(RETRY))
+            }
+            Fault::Damaged | Fault::Other => {
+                self.shared.latch(&format!("a flush to data.db failed: {error}"));
+                Turn::Wait(None)
+            }
+        }
+    }
+}
+
+impl Worker for Flusher {
+    fn turn(&mut self) -> Turn {
+        #[cfg(test)]
+        self.shared.meddle_with_base(self.base.connection());
+        if self.shared.ending() >= Ending::FlusherEnds {
+            if self.shared.ending() == Ending::FlusherEnds
+                && let Err(error) = self.base.checkpoint_to_close()
+            {
+                log::warn!("data.db keeps its write-ahead log: {error}"); // which is part of it: nothing is lost
+            }
+            return Turn::Ended;
+        }
+        if self.shared.health.latched().is_some() {
+            return Turn::Wait(None);
+        }
+        let Some(mut job) = self.job.take().or_else(|| self.begin()) else {
+            return Turn::Wait(None);
+        };
+        match self.step(&mut job) {
+            Ok(ControlFlow::Continue(())) => {
+                self.job = Some(job);
+                Turn::Again
+            }
+            Ok(ControlFlow::Break(())) => {
+                self.finish(job);
+                Turn::Again
+            }
+            Err(error) => {
+                self.job = Some(job);
+                self.fail(&error)
+            }
+        }
+    }
+}
+
+impl Flusher {
+    fn begin(&self) -> Option<Job> {
+        let frozen = self.shared.view.memory.read().expect("no panic while it is held").frozen.clone()?;
+        Some(Job { frozen, known: self.base.base().largest(), next: Vec::new(), cells: 0 })
+    }
+}
+
+impl Drop for Flusher {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            self.shared.latch("the flusher failed; this is a bug, see the log");
+        }
+    }
+}
+
+/// Writes a whole memtable while nobody reads yet.
+pub(super) fn flush_at_start(
+    base: &mut BaseWriter,
+    table: &Memtable,
+    transaction_cells: usize,
+    upto: i64,
+) -> Result<(), OpenError> {
+    let known = base.base().largest();
+    let mut next = Some(Vec::new());
+    while let Some(from) = next {
+        let step = write_step(base, table, known, &from, transaction_cells, Some(upto)).and_then(|step| {
+            base.checkpoint_if_due()?;
+            Ok(step)
+        });
+        next = step.map_err(opening)?.next;
+    }
+    Ok(())
+}
+
+struct Step {
+    cells: u64,
+    /// Where to go on; `None` if that was the end.
+    next: Option<Vec<u8>>,
+}
+
+/// Writes one transaction of cells from `from` on; with the last of them, that all log rows up to `upto` are there.
+fn write_step(
+    base: &mut BaseWriter,
+    table: &Memtable,
+    known: Stamp,
+    from: &[u8],
+    cells_max: usize,
+    upto: Option<i64>,
+) -> Result<Step, StoreError> {
+    let (mut cells, mut bytes) = (0, 0);
+    let fits = |&(key, cell): &(&[u8], &[u8])| {
+        cells += 1;
+        bytes += key.len() + cell.len();
+        cells == 1 || cells <= cells_max && bytes <= TRANSACTION_BYTES_MAX
+    };
+    let count = table.range(from, None).take_while(fits).count();
+    let next = table.range(from, None).nth(count).map(|(key, _)| key.to_vec());
+    let largest = table.largest().unwrap_or(known);
+    let done = if next.is_none() { upto } else { None };
+    base.write(table.range(from, None).take(count), largest, known, done)?;
+    Ok(Step { cells: count as u64, next })
+}
+
+fn fault_of(error: &StoreError) -> Fault {
+    match error {
+        StoreError::Damaged { .. } => Fault::Damaged,
+        StoreError::Unreadable { source, .. } => sqlite::fault(source),
+    }
+}
+
+fn opening(error: StoreError) -> OpenError {
+    match error {
+        StoreError::Damaged { path, what } => OpenError::Damaged { path, what },
+        StoreError::Unreadable { path, source } => OpenError::Unusable { path, source },
+    }
+}

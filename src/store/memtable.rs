@@ -1,0 +1,225 @@
+//! The cells that are in the log and not yet in the base, sorted.
+//!
+//!   active   takes what was committed
+//!   frozen   the one before, while it is written to the base
+//!
+//! A cell moves active → frozen → base and never back, so a reader that looks in this order misses none. All cells of
+//! one mutation enter `active` under one hold of the lock, so a reader of the partition sees all of them or none.
+//!
+//! Not here: when to freeze (`writer`), how the frozen one gets into the base (`flush`).
+
+use std::cmp::Ordering;
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
+use std::ops::Bound;
+use std::sync::Arc;
+
+use tokio::time::Instant;
+
+use crate::cell::{Cell, Stamp};
+
+/// Bytes one entry takes beyond its key and cell: two boxes in a half-filled tree node, and the allocator's share.
+const ENTRY_OVERHEAD_BYTES: usize = 96;
+
+/// An engine key and an encoded cell, as the memtable keeps them.
+pub(super) type Packed = (Box<[u8]>, Box<[u8]>);
+
+/// Sorted cells, by engine key.
+#[derive(Default)]
+pub(super) struct Memtable {
+    cells: BTreeMap<Box<[u8]>, Box<[u8]>>,
+    /// Keys, cells and their overhead.
+    bytes: usize,
+    /// The largest stamp of its cells.
+    largest: Option<Stamp>,
+}
+
+/// A memtable that takes no more cells.
+pub(super) struct Frozen {
+    pub table: Memtable,
+    /// The base holds every log row up to this sequence once it holds this memtable.
+    pub upto: i64,
+    /// When it was frozen.
+    pub since: Instant,
+}
+
+/// What is in memory.
+#[derive(Default)]
+pub(super) struct Memory {
+    pub active: Memtable,
+    pub frozen: Option<Arc<Frozen>>,
+    /// How often a memtable was frozen: a reader that sees it move has to look again.
+    pub freezes: u64,
+}
+
+impl Memory {
+    /// Merges one committed cell. `Some` if a cell held in memory wins: its stamp.
+    pub fn merge(&mut self, (key, cell): Packed) -> Option<Stamp> {
+        if let Some(frozen) = &self.frozen
+            && let Some(held) = frozen.table.get(&key)
+        {
+            match held.order(&unpack(&cell)) {
+                Ordering::Greater => return Some(held.stamp),
+                Ordering::Equal => return None,
+                Ordering::Less => {}
+            }
+        }
+        self.active.merge((key, cell))
+    }
+
+    /// The newest version in memory.
+    pub fn get(&self, key: &[u8]) -> Option<Cell<&[u8]>> {
+        let active = self.active.get(key);
+        let frozen = self.frozen.as_ref().and_then(|frozen| frozen.table.get(key));
+        match (active, frozen) {
+            (Some(active), Some(frozen)) if frozen.order(&active) == Ordering::Greater => Some(frozen),
+            (active, frozen) => active.or(frozen),
+        }
+    }
+
+    /// Freezes what is active, which holds the log's rows up to `upto`.
+    pub fn freeze(&mut self, upto: i64) {
+        assert!(self.frozen.is_none(), "only one memtable is flushed at a time");
+        let table = std::mem::take(&mut self.active);
+        self.frozen = Some(Arc::new(Frozen { table, upto, since: Instant::now() }));
+        self.freezes += 1;
+    }
+}
+
+impl Memtable {
+    /// Builds one from cells in any order, several of one key among them. Faster than merging one by one.
+    pub fn from_unsorted(mut cells: Vec<Packed>) -> Memtable {
+        cells.sort_by(|(a, _), (b, _)| a.cmp(b));
+        cells.dedup_by(|later, kept| {
+            let same = later.0 == kept.0;
+            if same && unpack(&later.1).order(&unpack(&kept.1)) == Ordering::Greater {
+                std::mem::swap(&mut later.1, &mut kept.1);
+            }
+            same
+        });
+        let bytes = cells.iter().map(entry_bytes).sum();
+        let largest = cells.iter().map(|(_, cell)| unpack(cell).stamp).max();
+        Memtable { cells: cells.into_iter().collect(), bytes, largest }
+    }
+
+    /// Merges one cell. `Some` if the cell held wins: its stamp.
+    fn merge(&mut self, (key, cell): Packed) -> Option<Stamp> {
+        let stamp = unpack(&cell).stamp;
+        match self.cells.entry(key) {
+            Entry::Vacant(entry) => {
+                self.bytes += ENTRY_OVERHEAD_BYTES + entry.key().len() + cell.len();
+                entry.insert(cell);
+            }
+            Entry::Occupied(mut entry) => {
+                let held = unpack(entry.get());
+                match held.order(&unpack(&cell)) {
+                    Ordering::Greater => return Some(held.stamp),
+                    Ordering::Equal => return None,
+                    Ordering::Less => {
+                        self.bytes = self.bytes - entry.get().len() + cell.len();
+                        entry.insert(cell);
+                    }
+                }
+            }
+        }
+        self.largest = self.largest.max(Some(stamp));
+        None
+    }
+
+    /// The cell under a key.
+    pub fn get(&self, key: &[u8]) -> Option<Cell<&[u8]>> {
+        self.cells.get(key).map(|cell| unpack(cell))
+    }
+
+    /// Keys and encoded cells from `start` on, up to but without `end`, in order.
+    pub fn range<'a>(
+        &'a self,
+        start: &'a [u8],
+        end: Option<&'a [u8]>,
+    ) -> impl Iterator<Item = (&'a [u8], &'a [u8])> {
+        let end = match end {
+            // BTreeMap panics on a range that ends before it starts.
+            Some(end) => Bound::Excluded(end.max(start)),
+            None => Bound::Unbounded,
+        };
+        let range = self.cells.range::<[u8], _>((Bound::Included(start), end));
+        range.map(|(key, cell)| (&key[..], &cell[..]))
+    }
+
+    /// Keys, cells and their overhead.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// How many cells.
+    pub fn len(&self) -> usize {
+        self.cells.len()
+    }
+
+    /// The largest stamp; `None` if there are no cells.
+    pub fn largest(&self) -> Option<Stamp> {
+        self.largest
+    }
+}
+
+/// What an entry of these lengths adds to [`Memtable::bytes`].
+pub(super) fn entry_bytes((key, cell): &Packed) -> usize {
+    ENTRY_OVERHEAD_BYTES + key.len() + cell.len()
+}
+
+/// As the memtable keeps a cell.
+pub(super) fn pack<V: AsRef<[u8]>>(cell: &Cell<V>) -> Box<[u8]> {
+    let mut packed = Vec::with_capacity(cell.encoded_len());
+    cell.encode(&mut packed);
+    packed.into_boxed_slice()
+}
+
+/// The cell that [`pack`] packed.
+pub(super) fn unpack(packed: &[u8]) -> Cell<&[u8]> {
+    Cell::decode(packed).expect("a memtable holds only what was encoded here")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cell::Content;
+
+    fn packed(key: &[u8], stamp: i64, value: &[u8]) -> Packed {
+        (key.into(), pack(&Cell { stamp: Stamp(stamp), content: Content::Value(value) }))
+    }
+
+    #[test]
+    fn the_winner_stays_in_whatever_order_cells_come() {
+        let cells = [packed(b"a", 1, b"old"), packed(b"a", 2, b"new"), packed(b"b", 5, b"")];
+        let mut merged = Memory::default();
+        assert_eq!(merged.merge(cells[1].clone()), None);
+        assert_eq!(merged.merge(cells[0].clone()), Some(Stamp(2)));
+        assert_eq!(merged.merge(cells[1].clone()), None, "the same cell again is not behind");
+        assert_eq!(merged.merge(cells[2].clone()), None);
+        let built = Memtable::from_unsorted(cells.to_vec());
+        assert_eq!(built.cells, merged.active.cells);
+        assert_eq!((built.bytes, built.largest), (merged.active.bytes, Some(Stamp(5))));
+        assert_eq!(merged.active.largest, Some(Stamp(5)));
+    }
+
+    #[test]
+    fn a_frozen_cell_is_seen_and_compared() {
+        let mut memory = Memory::default();
+        memory.merge(packed(b"a", 3, b"frozen"));
+        memory.freeze(7);
+        assert_eq!(memory.merge(packed(b"a", 2, b"late")), Some(Stamp(3)));
+        assert_eq!(memory.active.len(), 0);
+        assert_eq!(memory.get(b"a").unwrap().stamp, Stamp(3));
+        assert_eq!(memory.merge(packed(b"a", 4, b"newer")), None);
+        assert_eq!(memory.get(b"a").unwrap().stamp, Stamp(4));
+        assert_eq!(memory.active.bytes(), entry_bytes(&packed(b"a", 4, b"newer")));
+    }
+
+    #[test]
+    fn an_empty_range_is_empty_even_backwards() {
+        let table = Memtable::from_unsorted(vec![packed(b"a", 1, b"")]);
+        assert_eq!(table.range(b"b", Some(b"a")).count(), 0);
+        assert_eq!(table.range(b"a", Some(b"a")).count(), 0);
+        assert_eq!(table.range(b"", None).count(), 1);
+    }
+}

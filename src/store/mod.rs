@@ -1,0 +1,439 @@
+//! Where a node keeps its cells.
+//!
+//!   apply ─► queue ─► writer: log.db (SQLite, one fsync for all that waited) ─► memtable (merge) ─► answers
+//!   flush:  memtable, frozen ─► data.db (SQLite, sorted), in bounded transactions ─► the log forgets, bit by bit
+//!   read:   memtable ∪ frozen ∪ data.db, merged, on the thread of the one who asks
+//!   start:  check both files ─► replay log.db over data.db ─► serve
+//!
+//! What holds at every moment, a crash included:
+//!   - What was answered `Applied` or `Behind` is in log.db or in data.db, on the disk as far as `durability` says.
+//!   - A cell is in memory only if a file has it: no reader sees a value that a crash then takes away.
+//!   - Memory and data.db together are the fold (`cell::merge`) of all that was logged.
+//!   - All cells of a mutation become visible at once.
+//!   - Memory is bounded by configuration: the queue, two memtables (each with at most one batch more), page caches.
+//!   - Damage is reported, never skipped: see `commit_log` for how it is found.
+//!
+//! data.db is written with `synchronous=FULL` whatever the durability: because of it the log forgets, so it must not
+//! be the weaker of the two.
+//!
+//! Not here: who else holds a cell (`ring`), how many must (`coordinator`), that only one server uses the directory
+//! (`node`).
+
+mod base;
+mod commit_log;
+mod drive;
+mod flush;
+mod health;
+mod hint_log;
+mod memtable;
+pub mod offline;
+mod queue;
+mod sqlite;
+mod view;
+mod writer;
+
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU8, Ordering as Atomic};
+use std::sync::{Arc, Mutex, RwLock};
+use std::time::Duration;
+
+use rusqlite::Connection;
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+
+use crate::answer::{AnswerTo, ApplyAnswer, Failure, NodeId};
+use crate::cell::Stamp;
+use crate::config::{Config, Durability};
+use crate::mutation::Mutation;
+use crate::slice::Slice;
+use crate::stats::Stats;
+
+use base::BaseWriter;
+use commit_log::CommitLog;
+use drive::{Bell, Driven};
+use flush::Flusher;
+use health::Health;
+use memtable::{Memory, Memtable};
+use queue::{Queue, Request};
+use view::View;
+use writer::Writer;
+
+pub use drive::Drive;
+pub use hint_log::{Hint, HintTotals};
+pub use sqlite::{Disk, OpenError, StoreError};
+pub use view::{Digest, Page, SliceCells, cell_hash};
+
+/// A node's cells and hints. Clones are the same store; when the last is dropped, its threads end.
+#[derive(Clone)]
+pub struct Store {
+    inner: Arc<Inner>,
+}
+
+/// What a start found.
+#[derive(Clone, Debug)]
+pub struct Recovered {
+    /// Log rows that were not in data.db yet.
+    pub rows_replayed: u64,
+    /// How long opening took, checks included.
+    pub took: Duration,
+    /// The hints kept for each server that has some.
+    pub hints: BTreeMap<NodeId, HintTotals>,
+    /// No cell and no hint has a larger stamp; at least 0.
+    pub largest_stamp: Stamp,
+}
+
+/// Ends the workers when the last clone of the store goes.
+struct Inner {
+    shared: Arc<Shared>,
+    /// `None` once it was closed.
+    workers: Mutex<Option<Workers>>,
+}
+
+struct Workers {
+    writer: Driven,
+    flusher: Driven,
+}
+
+/// What the store's callers, its writer and its flusher have in common.
+struct Shared {
+    queue: Queue,
+    view: View,
+    health: Health,
+    stats: Arc<Stats>,
+    writer_bell: Arc<Bell>,
+    flusher_bell: Arc<Bell>,
+    /// Log rows up to this sequence are in data.db and may be forgotten.
+    flushed_upto: AtomicI64,
+    log_rows: AtomicI64,
+    hint_totals: Mutex<BTreeMap<NodeId, HintTotals>>,
+    /// Reads hints, beside the writer's own connection.
+    log_reader: Mutex<Connection>,
+    log_path: PathBuf,
+    ending: AtomicU8,
+    /// What a test wants done to data.db's connection.
+    #[cfg(test)]
+    base_meddle: Mutex<Option<queue::Meddle>>,
+}
+
+/// How far the end has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(u8)]
+enum Ending {
+    No,
+    /// The writer ends when the queue is empty.
+    Drain,
+    /// The writer has ended; now the flusher does.
+    FlusherEnds,
+    /// Both end at once.
+    Now,
+}
+
+impl Store {
+    /// Opens the store of a directory, which must exist, and replays its log. Must run inside a tokio runtime: there
+    /// a task gives the answers of each commit. `progress` hears now and then how many rows were replayed.
+    pub fn open(
+        dir: &Path,
+        config: &Config,
+        disk: Disk,
+        drive: Drive,
+        stats: Arc<Stats>,
+        mut progress: impl FnMut(u64),
+    ) -> Result<(Store, Recovered), OpenError> {
+        let started = Instant::now();
+        let mut base = base::open(dir, config, &disk)?;
+        let log_created = base.log_created()?;
+        let (mut log, _) = CommitLog::open(dir, config, &disk, !log_created)?;
+        check_base_is_not_older(base.base().path(), base.flushed_upto(), log.flushed_upto())?;
+        let hints = hint_log::check_all(log.connection(), log.path())?;
+        log.set_next_hint(hints.largest_sequence + 1);
+
+        let (active, rows_replayed) =
+            log.recover(config.memtable_bytes_max, &mut progress, |table, upto| {
+                flush::flush_at_start(&mut base, &table, config.flush_transaction_cells, upto)
+            })?;
+        if !log_created {
+            check_base_is_not_new(&base, &log, hints.largest_sequence)?;
+            base.note_log_created()?;
+        }
+        check_log_is_not_older(&base, &mut log, config.durability)?;
+
+        let flushed = base.base().largest();
+        let largest = Some(flushed).max(active.largest()).max(hints.largest_stamp);
+        let recovered = Recovered {
+            rows_replayed,
+            took: started.elapsed(),
+            hints: hints.totals.clone(),
+            largest_stamp: largest.unwrap_or_default().max(Stamp(0)),
+        };
+        let shared = Arc::new(Shared::new(config, &disk, &base, &log, active, hints.totals, stats)?);
+        let workers = start_workers(config, drive, &shared, base, log)?;
+        let inner = Inner { shared, workers: Mutex::new(Some(workers)) };
+        Ok((Store { inner: Arc::new(inner) }, recovered))
+    }
+
+    /// Stores a mutation. Answers once it is durable, or certainly will not be.
+    pub fn apply(&self, mutation: Arc<Mutation>, to: AnswerTo<ApplyAnswer>) {
+        assert!(!mutation.cells.is_empty(), "a mutation has cells");
+        let refused = self.push(Request::Apply { mutation, to });
+        self.shared().stats.mutations_refused.add(u64::from(refused));
+    }
+
+    /// Keeps a mutation for a server that is absent. Answers once it is durable, or certainly will not be.
+    pub fn hint(
+        &self,
+        target: NodeId,
+        mutation: Arc<Mutation>,
+        now_s: i64,
+        to: AnswerTo<Result<(), Failure>>,
+    ) {
+        self.push(Request::Hint { target, mutation, now_s, to });
+    }
+
+    /// Forgets hints that were delivered; those already forgotten do not matter.
+    pub fn forget_hints(&self, target: NodeId, sequences: Vec<i64>, to: AnswerTo<Result<(), Failure>>) {
+        self.push(Request::ForgetHints { target, sequences, to });
+    }
+
+    /// The cells of a slice. On the caller's thread: microseconds, unless the disk has to be read.
+    pub fn read(&self, slice: &Slice) -> Result<SliceCells, StoreError> {
+        let asked_base = AtomicBool::new(false);
+        let cells = self.shared().view.read(slice, &asked_base);
+        self.shared().stats.slices_read.count();
+        self.shared().stats.slices_read_base.add(u64::from(asked_base.into_inner()));
+        cells
+    }
+
+    /// The digest of the cells after one engine key (empty: from the first) up to and including another (empty: to
+    /// the last), or of the first `cells_max` of them. `now_s` decides which are live.
+    pub fn digest(
+        &self,
+        after: &[u8],
+        upto: &[u8],
+        cells_max: usize,
+        now_s: i64,
+    ) -> Result<Digest, StoreError> {
+        self.shared().view.digest(after, upto, cells_max, now_s)
+    }
+
+    /// The cells of such a run. `cells_max` is at least 1; fewer come if they are large.
+    pub fn page(&self, after: &[u8], upto: &[u8], cells_max: usize) -> Result<Page, StoreError> {
+        self.shared().view.page(after, upto, cells_max)
+    }
+
+    /// The oldest hints for a server, at most so many and so many bytes, but at least one if there is any.
+    pub fn hints(&self, target: NodeId, count_max: usize, bytes_max: usize) -> Result<Vec<Hint>, StoreError> {
+        let reader = self.shared().log_reader.lock().expect("no panic while it is held");
+        hint_log::oldest(&reader, &self.shared().log_path, target, count_max, bytes_max)
+    }
+
+    /// The hints kept for each server that has some.
+    pub fn hint_totals(&self) -> BTreeMap<NodeId, HintTotals> {
+        self.shared().hint_totals.lock().expect("no panic while it is held").clone()
+    }
+
+    /// The hints kept for one server.
+    pub fn hint_total(&self, target: NodeId) -> HintTotals {
+        let totals = self.shared().hint_totals.lock().expect("no panic while it is held");
+        totals.get(&target).copied().unwrap_or_default()
+    }
+
+    /// Why writes are refused at the moment; `None` if they are taken. Reads go on either way.
+    pub fn not_writable(&self) -> Option<Arc<str>> {
+        self.shared().health.not_writable()
+    }
+
+    /// What there is, by name, for `stats`.
+    pub fn gauges(&self) -> Vec<(&'static str, i64)> {
+        let shared = self.shared();
+        let (queued, queued_bytes) = shared.queue.depth();
+        let (active, frozen) = {
+            let memory = shared.view.memory.read().expect("no panic while it is held");
+            let size = |table: &Memtable| (table.len() as i64, table.bytes() as i64);
+            let frozen = memory.frozen.as_ref().map(|frozen| size(&frozen.table));
+            (size(&memory.active), frozen.unwrap_or_default())
+        };
+        let hints = self.hint_totals();
+        let log_bytes = sqlite::database_bytes(&shared.log_reader.lock().expect("no panic while it is held"));
+        vec![
+            ("log_queue_mutations", queued as i64),
+            ("log_queue_bytes", queued_bytes as i64),
+            ("memtable_cells", active.0),
+            ("memtable_bytes", active.1),
+            ("frozen_cells", frozen.0),
+            ("frozen_bytes", frozen.1),
+            ("log_rows", shared.log_rows.load(Atomic::Relaxed)),
+            ("log_file_bytes", log_bytes),
+            ("base_file_bytes", shared.view.base.bytes()),
+            ("hints", hints.values().map(|totals| totals.count as i64).sum()),
+            ("hint_bytes", hints.values().map(|totals| totals.bytes as i64).sum()),
+        ]
+    }
+
+    /// Commits and answers what waits, then ends the threads. From then on writes are abandoned; reads go on. The
+    /// memtable is not flushed: the next start replays the log.
+    pub async fn close(&self) {
+        let workers = self.inner.workers.lock().expect("no panic while it is held").take();
+        let Some(mut workers) = workers else { return };
+        self.shared().end(Ending::Drain);
+        workers.writer.ended().await;
+        self.shared().end(Ending::FlusherEnds);
+        workers.flusher.ended().await;
+    }
+
+    /// True if it was refused.
+    fn push(&self, request: Request) -> bool {
+        if let Some(reason) = self.shared().health.latched() {
+            request.refuse(Failure::Refused(format!("{reason}; nothing was stored on this server").into()));
+            return true;
+        }
+        match self.shared().queue.push(request) {
+            Ok(()) => {
+                self.shared().writer_bell.ring();
+                false
+            }
+            Err(request) => {
+                request.refuse(Failure::Overloaded);
+                true
+            }
+        }
+    }
+
+    fn shared(&self) -> &Shared {
+        &self.inner.shared
+    }
+}
+
+impl Shared {
+    fn new(
+        config: &Config,
+        disk: &Disk,
+        base: &BaseWriter,
+        log: &CommitLog,
+        active: Memtable,
+        hint_totals: BTreeMap<NodeId, HintTotals>,
+        stats: Arc<Stats>,
+    ) -> Result<Shared, OpenError> {
+        let log_reader =
+            sqlite::open_to_read(disk, log.path(), &commit_log::FORMAT, config.base_cache_bytes, 0)?;
+        let memory = Memory { active, ..Memory::default() };
+        Ok(Shared {
+            queue: Queue::new(config),
+            view: View { memory: RwLock::new(memory), base: base.base().clone() },
+            health: Health::default(),
+            stats,
+            writer_bell: Arc::default(),
+            flusher_bell: Arc::default(),
+            flushed_upto: AtomicI64::new(log.flushed_upto()),
+            log_rows: AtomicI64::new(log.rows()),
+            hint_totals: Mutex::new(hint_totals),
+            log_reader: Mutex::new(log_reader),
+            log_path: log.path().to_owned(),
+            ending: AtomicU8::new(Ending::No as u8),
+            #[cfg(test)]
+            base_meddle: Mutex::default(),
+        })
+    }
+
+    fn ending(&self) -> Ending {
+        let endings = [Ending::No, Ending::Drain, Ending::FlusherEnds, Ending::Now];
+        endings[usize::from(self.ending.load(Atomic::Acquire))]
+    }
+
+    fn end(&self, ending: Ending) {
+        self.ending.store(ending as u8, Atomic::Release);
+        self.writer_bell.ring();
+        self.flusher_bell.ring();
+    }
+
+    /// No more writes until a restart.
+    fn latch(&self, reason: &str) {
+        if self.health.latch(reason) {
+            log::error!("{reason}; no more writes are taken until this server is restarted, reads go on");
+        }
+        self.writer_bell.ring(); // whoever waits is to be told
+    }
+
+    #[cfg(test)]
+    fn meddle_with_base(&self, connection: &Connection) {
+        if let Some(meddle) = self.base_meddle.lock().expect("no panic while it is held").take() {
+            meddle(connection);
+        }
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        self.shared.end(Ending::Now);
+        if let Some(workers) = self.workers.get_mut().expect("no panic while it is held") {
+            // So that whoever opens the directory next is alone; at most one transaction is waited for.
+            workers.writer.join();
+            workers.flusher.join();
+        }
+    }
+}
+
+fn start_workers(
+    config: &Config,
+    drive: Drive,
+    shared: &Arc<Shared>,
+    base: BaseWriter,
+    log: CommitLog,
+) -> Result<Workers, OpenError> {
+    let (answers, batches) = mpsc::unbounded_channel();
+    tokio::spawn(writer::give_answers(batches));
+    let log_path = log.path().to_owned();
+    let no_thread = |error: std::io::Error| OpenError::NoThread { path: log_path.clone(), source: error };
+    let writer = Writer::new(shared.clone(), log, config.memtable_bytes_max, answers);
+    let flusher = Flusher::new(shared.clone(), base, config.flush_transaction_cells);
+    Ok(Workers {
+        writer: drive::start("log writer", writer, shared.writer_bell.clone(), drive).map_err(no_thread)?,
+        flusher: drive::start("flusher", flusher, shared.flusher_bell.clone(), drive).map_err(no_thread)?,
+    })
+}
+
+/// The log has forgotten what data.db held; an older data.db does not hold it.
+fn check_base_is_not_older(base: &Path, held_upto: i64, forgotten_upto: i64) -> Result<(), OpenError> {
+    if held_upto >= forgotten_upto {
+        return Ok(());
+    }
+    let what = format!(
+        "it holds the log's rows up to sequence {held_upto}, but the log counts on it for those up to {forgotten_upto}: \
+         it is older than log.db, or was deleted"
+    );
+    Err(OpenError::damaged(base, what))
+}
+
+/// data.db is created before log.db, so a new one beside a log with content has replaced another.
+fn check_base_is_not_new(base: &BaseWriter, log: &CommitLog, hints: i64) -> Result<(), OpenError> {
+    if log.last() == 0 && hints == 0 {
+        return Ok(());
+    }
+    Err(OpenError::damaged(base.base().path(), "it is new, but log.db has been written to: it was deleted"))
+}
+
+/// data.db holds only what was logged before. A log that ends earlier has lost its end.
+fn check_log_is_not_older(
+    base: &BaseWriter,
+    log: &mut CommitLog,
+    durability: Durability,
+) -> Result<(), OpenError> {
+    let flushed_upto = base.flushed_upto();
+    if log.last() >= flushed_upto {
+        return Ok(());
+    }
+    let what = format!(
+        "it ends at sequence {}, but data.db has rows up to {flushed_upto} from it: it is older than data.db",
+        log.last()
+    );
+    match durability {
+        Durability::PowerLoss => Err(OpenError::damaged(log.path(), what)),
+        Durability::ProcessCrash => {
+            log::warn!("log.db: {what}; a power cut does that with durability = \"process-crash\"");
+            log.skip_to(flushed_upto)
+        }
+    }
+}

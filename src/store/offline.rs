@@ -1,0 +1,65 @@
+//! Looking into the directory of a stopped server without changing its files.
+//!
+//! log.db and data.db and their write-ahead logs are only read; SQLite may leave an index (`-shm`) beside them. The
+//! rows that are not flushed yet are held in memory, at most a few memtables of them.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::RwLock;
+
+use super::base::Base;
+use super::commit_log;
+use super::hint_log::{self, HintTotals};
+use super::memtable::{Memory, Memtable};
+use super::sqlite::{self, Disk, OpenError, StoreError};
+use super::view::{Digest, Page, View};
+use crate::answer::NodeId;
+use crate::config::Config;
+
+/// The store of a stopped server.
+pub struct Offline {
+    view: View,
+    hints: BTreeMap<NodeId, HintTotals>,
+    rows: u64,
+}
+
+impl Offline {
+    /// Opens the directory to read it. Only the store's limits in `config` matter.
+    pub fn open(dir: &Path, config: &Config, disk: &Disk) -> Result<Offline, OpenError> {
+        let (base, held_upto) = Base::open_to_read(dir, config, disk)?;
+        let path = dir.join(commit_log::FILE);
+        let log = sqlite::open_to_read(disk, &path, &commit_log::FORMAT, config.base_cache_bytes, 0)?;
+        let hints = hint_log::check_all(&log, &path)?.totals;
+        let (cells, flushed_upto) = commit_log::read_all(&log, &path, &mut |_| {})?;
+        super::check_base_is_not_older(base.path(), held_upto, flushed_upto)?;
+        let rows = cells.len() as u64;
+        let memory = Memory { active: Memtable::from_unsorted(cells), ..Memory::default() };
+        Ok(Offline { view: View { memory: RwLock::new(memory), base: base.into() }, hints, rows })
+    }
+
+    /// The cells after one engine key up to and including another (empty: from the first, to the last).
+    pub fn page(&self, after: &[u8], upto: &[u8], cells_max: usize) -> Result<Page, StoreError> {
+        self.view.page(after, upto, cells_max)
+    }
+
+    /// The digest of such a run, as a running server would answer.
+    pub fn digest(
+        &self,
+        after: &[u8],
+        upto: &[u8],
+        cells_max: usize,
+        now_s: i64,
+    ) -> Result<Digest, StoreError> {
+        self.view.digest(after, upto, cells_max, now_s)
+    }
+
+    /// The hints kept for each server that has some.
+    pub fn hint_totals(&self) -> &BTreeMap<NodeId, HintTotals> {
+        &self.hints
+    }
+
+    /// Log rows that are not in data.db yet.
+    pub fn log_rows(&self) -> u64 {
+        self.rows
+    }
+}

@@ -1,0 +1,139 @@
+//! What waits for the commit log: bounded in number and bytes, and closed when the store ends.
+
+use std::collections::VecDeque;
+use std::mem::size_of;
+use std::sync::{Arc, Mutex};
+
+use crate::answer::{AnswerTo, ApplyAnswer, Failure, NodeId};
+use crate::config::Config;
+use crate::mutation::Mutation;
+
+/// Something for the log's writer to do.
+pub(super) enum Request {
+    Apply {
+        mutation: Arc<Mutation>,
+        to: AnswerTo<ApplyAnswer>,
+    },
+    Hint {
+        target: NodeId,
+        mutation: Arc<Mutation>,
+        now_s: i64,
+        to: AnswerTo<Result<(), Failure>>,
+    },
+    ForgetHints {
+        target: NodeId,
+        sequences: Vec<i64>,
+        to: AnswerTo<Result<(), Failure>>,
+    },
+    /// Lets a test do something to the log's connection inside a transaction.
+    #[cfg(test)]
+    Meddle(Mutex<Option<Meddle>>),
+}
+
+#[cfg(test)]
+pub(super) type Meddle = Box<dyn FnOnce(&rusqlite::Connection) + Send>;
+
+impl Request {
+    /// Bytes it takes while it waits, about.
+    fn bytes(&self) -> usize {
+        let of_kind = match self {
+            Request::Apply { mutation, .. } | Request::Hint { mutation, .. } => mutation.encoded_len(),
+            Request::ForgetHints { sequences, .. } => sequences.len() * size_of::<i64>(),
+            #[cfg(test)]
+            Request::Meddle(_) => 0,
+        };
+        size_of::<Request>() + of_kind
+    }
+
+    /// Answers that it was not done, and certainly will not be.
+    pub fn refuse(self, failure: Failure) {
+        match self {
+            Request::Apply { to, .. } => to.send(ApplyAnswer::Failed(failure)),
+            Request::Hint { to, .. } | Request::ForgetHints { to, .. } => to.send(Err(failure)),
+            #[cfg(test)]
+            Request::Meddle(_) => {}
+        }
+    }
+}
+
+/// What waits, in order.
+pub(super) struct Queue {
+    waiting: Mutex<Waiting>,
+    mutations_max: usize,
+    bytes_max: usize,
+    batch_mutations_max: usize,
+    batch_bytes_max: usize,
+}
+
+#[derive(Default)]
+struct Waiting {
+    /// Requests with their bytes.
+    requests: VecDeque<(Request, usize)>,
+    bytes: usize,
+    /// Nobody takes any more.
+    closed: bool,
+}
+
+impl Queue {
+    pub fn new(config: &Config) -> Queue {
+        Queue {
+            waiting: Mutex::default(),
+            mutations_max: config.log_queue_mutations_max,
+            bytes_max: config.log_queue_bytes_max,
+            batch_mutations_max: config.commit_batch_mutations_max,
+            // A transaction is merged as a whole before a memtable is frozen.
+            batch_bytes_max: config.commit_batch_bytes_max.min(config.memtable_bytes_max),
+        }
+    }
+
+    /// Queues a request. Gives it back if there is no room; drops it, which answers it, if the queue is closed.
+    pub fn push(&self, request: Request) -> Result<(), Request> {
+        let bytes = request.bytes();
+        let mut waiting = self.waiting.lock().expect("no panic while it is held");
+        if waiting.closed {
+            drop(waiting);
+            return Ok(()); // dropping the request answers that the store is shutting down
+        }
+        let full = waiting.requests.len() >= self.mutations_max || waiting.bytes + bytes > self.bytes_max;
+        // A mutation larger than the whole bound passes when it is alone, or it never could.
+        if full && !waiting.requests.is_empty() {
+            return Err(request);
+        }
+        waiting.bytes += bytes;
+        waiting.requests.push_back((request, bytes));
+        Ok(())
+    }
+
+    /// The next batch: all that waits, up to the bounds of a transaction, and at least one request if there is any.
+    pub fn take(&self) -> Vec<Request> {
+        let mut waiting = self.waiting.lock().expect("no panic while it is held");
+        let mut batch = Vec::with_capacity(waiting.requests.len().min(self.batch_mutations_max));
+        let mut batch_bytes = 0;
+        while let Some((_, bytes)) = waiting.requests.front() {
+            let fits = batch.len() < self.batch_mutations_max && batch_bytes + bytes <= self.batch_bytes_max;
+            if !fits && !batch.is_empty() {
+                break;
+            }
+            batch_bytes += bytes;
+            batch.extend(waiting.requests.pop_front().map(|(request, _)| request));
+        }
+        waiting.bytes -= batch_bytes;
+        batch
+    }
+
+    /// How many requests wait, and their bytes.
+    pub fn depth(&self) -> (usize, usize) {
+        let waiting = self.waiting.lock().expect("no panic while it is held");
+        (waiting.requests.len(), waiting.bytes)
+    }
+
+    /// Takes nothing more. What waits is dropped, which answers it.
+    pub fn close(&self) {
+        let mut waiting = self.waiting.lock().expect("no panic while it is held");
+        waiting.closed = true;
+        let dropped = std::mem::take(&mut waiting.requests);
+        waiting.bytes = 0;
+        drop(waiting); // answers wake others, so not under the lock
+        drop(dropped);
+    }
+}

@@ -1,0 +1,381 @@
+//! How the store's two files are opened, and what an error of SQLite means for what was being done.
+//!
+//! A file of ours carries an application id and a schema version in its header, and its tables are spelled exactly as
+//! we create them. Whatever differs is refused: a foreign file is never written to.
+//!
+//! SQLite never checkpoints on its own here (`wal_autocheckpoint=0`, no checkpoint on close): the owner of the file
+//! does, after its answers have gone out, and sees the error if the fsync of a checkpoint fails. SQLite's automatic
+//! checkpoint would hide it, try the fsync again and believe the second one.
+//!
+//! Not here: what is in the tables (`commit_log`, `hint_log`, `base`).
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use rusqlite::config::DbConfig;
+use rusqlite::types::ValueRef;
+use rusqlite::{Connection, ErrorCode, OpenFlags, Row};
+
+/// From a path to a SQLite connection. A simulation names a VFS of its own that keeps files in memory.
+#[derive(Clone, Debug, Default)]
+pub struct Disk {
+    /// Name of a registered SQLite VFS; `None`: the operating system's files.
+    vfs: Option<String>,
+}
+
+impl Disk {
+    /// The operating system's files.
+    pub fn real() -> Disk {
+        Disk { vfs: None }
+    }
+
+    /// Files of the SQLite VFS registered under this name. It must offer shared memory: a file has several connections.
+    pub fn vfs(name: &str) -> Disk {
+        Disk { vfs: Some(name.to_owned()) }
+    }
+
+    fn connect(&self, path: &Path, flags: OpenFlags) -> rusqlite::Result<Connection> {
+        let flags = flags | OpenFlags::SQLITE_OPEN_NO_MUTEX; // a connection is used by one thread at a time
+        match &self.vfs {
+            None => Connection::open_with_flags(path, flags),
+            Some(vfs) => Connection::open_with_flags_and_vfs(path, flags, vfs.as_str()),
+        }
+    }
+}
+
+/// Why a store did not open. Nothing acknowledged was given up, and no write was taken.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// The file cannot be opened, read or written.
+    #[error("cannot open {path}: {source}", path = path.display())]
+    Unusable {
+        /// The file.
+        path: PathBuf,
+        /// What SQLite said.
+        source: rusqlite::Error,
+    },
+    /// The system gave no thread to write the file.
+    #[error("cannot start a thread to write {path}: {source}", path = path.display())]
+    NoThread {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// The file belongs to something else. It was not touched.
+    #[error("{path} is not a file of this server: {why}; move it away or choose another directory", path = path.display())]
+    Foreign {
+        /// The file.
+        path: PathBuf,
+        /// What it is instead.
+        why: String,
+    },
+    /// A later release wrote the file. It was not touched.
+    #[error("{path} has format {found}, this release knows {known}; start the release that wrote it", path = path.display())]
+    Newer {
+        /// The file.
+        path: PathBuf,
+        /// Format of the file.
+        found: i64,
+        /// Latest format this release knows.
+        known: i64,
+    },
+    /// The file is not as it was written. Nothing was skipped: the store does not open at all.
+    #[error(
+        "{path} is damaged: {what}. Nothing was skipped and nothing is served. Restore the whole directory from a copy, \
+         or delete it and start empty: the other replicas still have what they acknowledged, and hints and read \
+         repair bring it back",
+        path = path.display()
+    )]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// Which rows, or what SQLite found.
+        what: String,
+    },
+}
+
+/// Why a read of the store failed. Nothing was changed; other reads may still work.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// The file is not as it was written.
+    #[error("{path} is damaged: {what}; ask another replica, stop this server and restore its directory from a copy", path = path.display())]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// Which row, or what SQLite found.
+        what: String,
+    },
+    /// The file cannot be read at the moment.
+    #[error("cannot read {path}: {source}; ask another replica", path = path.display())]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// What SQLite said.
+        source: rusqlite::Error,
+    },
+}
+
+impl StoreError {
+    pub(super) fn reading(path: &Path, source: rusqlite::Error) -> StoreError {
+        let path = path.to_owned();
+        match fault(&source) {
+            Fault::Damaged => StoreError::Damaged { path, what: source.to_string() },
+            Fault::Full | Fault::Busy | Fault::Other => StoreError::Unreadable { path, source },
+        }
+    }
+}
+
+impl OpenError {
+    pub(super) fn using(path: &Path, source: rusqlite::Error) -> OpenError {
+        let path = path.to_owned();
+        match fault(&source) {
+            Fault::Damaged => OpenError::Damaged { path, what: source.to_string() },
+            Fault::Full | Fault::Busy | Fault::Other => OpenError::Unusable { path, source },
+        }
+    }
+
+    pub(super) fn damaged(path: &Path, what: impl Into<String>) -> OpenError {
+        OpenError::Damaged { path: path.to_owned(), what: what.into() }
+    }
+}
+
+/// What an error of SQLite means for the next attempt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Fault {
+    /// No space. The transaction is undone; the next may succeed.
+    Full,
+    /// Another program holds a lock. The transaction is undone; the next may succeed.
+    Busy,
+    /// The file is not as it was written.
+    Damaged,
+    /// I/O errors, failed fsyncs and all else: what the operating system holds of the file cannot be trusted.
+    Other,
+}
+
+pub(super) fn fault(error: &rusqlite::Error) -> Fault {
+    match error.sqlite_error_code() {
+        Some(ErrorCode::DiskFull) => Fault::Full,
+        Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => Fault::Busy,
+        Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => Fault::Damaged,
+        _ => Fault::Other,
+    }
+}
+
+/// What makes a file one of ours.
+pub(super) struct Format {
+    /// SQLite's `application_id` in the file's header.
+    pub application_id: i64,
+    /// Bytes of a page.
+    pub page_bytes: u32,
+    /// The statements that create its tables and views, word for word as SQLite keeps them; without `;`.
+    pub schema: &'static [&'static str],
+}
+
+/// Format number of both files, in the header's `user_version`. Another layout would be another number.
+const VERSION: i64 = 1;
+
+/// How long a statement waits for another program (somebody's SQLite shell) to let go of a lock.
+const BUSY_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Statements a connection keeps prepared.
+const STATEMENTS_MAX: usize = 32;
+
+/// Opens a file for its one writer. True if it was created just now. Not `may_create`: it must be there.
+pub(super) fn open_to_write(
+    disk: &Disk,
+    path: &Path,
+    format: &Format,
+    synchronous: &str,
+    cache_bytes: usize,
+    may_create: bool,
+) -> Result<(Connection, bool), OpenError> {
+    let using = |source| OpenError::using(path, source);
+    let mut flags = OpenFlags::SQLITE_OPEN_READ_WRITE;
+    flags.set(OpenFlags::SQLITE_OPEN_CREATE, may_create);
+    let connection = disk.connect(path, flags).map_err(|source| match source.sqlite_error_code() {
+        Some(ErrorCode::CannotOpen) if !may_create => {
+            OpenError::damaged(path, format!("it is missing, though data was stored here ({source})"))
+        }
+        _ => using(source),
+    })?;
+    prepare(&connection, cache_bytes).map_err(using)?;
+    let new = is_new(&connection, path, format)?;
+    if new && !may_create {
+        return Err(OpenError::damaged(path, "it is empty, though data was stored here"));
+    }
+    if new {
+        // Setting it while nothing is written yet; on a file with content this would be ignored.
+        connection.pragma_update(None, "page_size", format.page_bytes).map_err(using)?;
+    } else {
+        check_schema(&connection, path, format)?;
+    }
+    connection
+        .pragma_update_and_check(None, "journal_mode", "WAL", |row| row.get::<_, String>(0))
+        .map_err(using)?;
+    connection.pragma_update(None, "synchronous", synchronous).map_err(using)?;
+    connection.pragma_update(None, "wal_autocheckpoint", 0).map_err(using)?;
+    if new {
+        create(&connection, format).map_err(using)?;
+    }
+    Ok((connection, new))
+}
+
+/// Opens a file that exists, to read it while its writer runs, or after it has stopped.
+pub(super) fn open_to_read(
+    disk: &Disk,
+    path: &Path,
+    format: &Format,
+    cache_bytes: usize,
+    mmap_bytes: usize,
+) -> Result<Connection, OpenError> {
+    let using = |source| OpenError::using(path, source);
+    let connection = disk.connect(path, OpenFlags::SQLITE_OPEN_READ_ONLY).map_err(using)?;
+    prepare(&connection, cache_bytes).map_err(using)?;
+    connection.pragma_update(None, "mmap_size", mmap_bytes as i64).map_err(using)?;
+    if is_new(&connection, path, format)? {
+        return Err(OpenError::damaged(path, "it is empty"));
+    }
+    check_schema(&connection, path, format)?;
+    Ok(connection)
+}
+
+/// Copies the write-ahead log into the database. `how`: PASSIVE (what no reader prevents) or TRUNCATE.
+pub(super) fn checkpoint(connection: &Connection, how: &str) -> rusqlite::Result<()> {
+    let mut statement = connection.prepare_cached(&format!("PRAGMA wal_checkpoint({how})"))?;
+    statement.query_row([], |_| Ok(()))
+}
+
+/// Runs a statement without parameters or rows that is needed again and again.
+pub(super) fn run(connection: &Connection, sql: &str) -> rusqlite::Result<()> {
+    connection.prepare_cached(sql)?.execute([]).map(|_| ())
+}
+
+/// Undoes the transaction, if there is one. False if that failed, after which the connection is not to be used.
+pub(super) fn roll_back(connection: &Connection) -> bool {
+    // SQLite may have rolled back by itself, as it does when the disk is full.
+    connection.is_autocommit() || run(connection, "ROLLBACK").is_ok()
+}
+
+/// How large the database is, without its write-ahead log. 0 if it cannot be told.
+pub(super) fn database_bytes(connection: &Connection) -> i64 {
+    let pragma = |name: &str| connection.pragma_query_value(None, name, |row| row.get::<_, i64>(0));
+    pragma("page_count").and_then(|pages| Ok(pages * pragma("page_size")?)).unwrap_or(0)
+}
+
+/// A blob of a row that may be damaged: `None` if it is no blob.
+pub(super) fn blob<'a>(row: &'a Row<'_>, column: usize) -> Option<&'a [u8]> {
+    match row.get_ref(column) {
+        Ok(ValueRef::Blob(bytes)) => Some(bytes),
+        _ => None,
+    }
+}
+
+/// An integer of a row that may be damaged: `None` if it is no integer.
+pub(super) fn integer(row: &Row<'_>, column: usize) -> Option<i64> {
+    match row.get_ref(column) {
+        Ok(ValueRef::Integer(number)) => Some(number),
+        _ => None,
+    }
+}
+
+/// The table of named numbers that each file has.
+pub(super) const META: &str = "CREATE TABLE meta(name TEXT PRIMARY KEY, value INTEGER NOT NULL, checksum INTEGER NOT NULL) WITHOUT ROWID";
+
+/// Reads a named number; `None` if it was never set. A damaged one is an error: such numbers say what may be forgotten.
+pub(super) fn meta(connection: &Connection, path: &Path, name: &str) -> Result<Option<i64>, OpenError> {
+    let using = |source| OpenError::using(path, source);
+    let mut statement =
+        connection.prepare_cached("SELECT value, checksum FROM meta WHERE name = ?1").map_err(using)?;
+    let mut rows = statement.query([name]).map_err(using)?;
+    let Some(row) = rows.next().map_err(using)? else { return Ok(None) };
+    let value = integer(row, 0);
+    match value.filter(|value| integer(row, 1) == Some(meta_checksum(name, *value))) {
+        Some(value) => Ok(Some(value)),
+        None => Err(OpenError::damaged(path, format!("its number {name} fails its checksum"))),
+    }
+}
+
+/// Sets a named number, inside whatever transaction is open.
+pub(super) fn set_meta(connection: &Connection, name: &str, value: i64) -> rusqlite::Result<()> {
+    let mut statement =
+        connection.prepare_cached("REPLACE INTO meta(name, value, checksum) VALUES (?1, ?2, ?3)")?;
+    statement.execute((name, value, meta_checksum(name, value))).map(|_| ())
+}
+
+fn meta_checksum(name: &str, value: i64) -> i64 {
+    let mut hasher = crc32fast::Hasher::new();
+    hasher.update(name.as_bytes());
+    hasher.update(&value.to_be_bytes());
+    i64::from(hasher.finalize())
+}
+
+fn prepare(connection: &Connection, cache_bytes: usize) -> rusqlite::Result<()> {
+    connection.set_prepared_statement_cache_capacity(STATEMENTS_MAX);
+    connection.busy_timeout(BUSY_TIMEOUT)?;
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
+    connection.pragma_update(None, "cell_size_check", true)?; // broken pages are found before they mislead
+    connection.pragma_update(None, "temp_store", "MEMORY")?;
+    connection.pragma_update(None, "cache_size", -((cache_bytes / 1024).max(64) as i64))
+}
+
+/// True if the file has no content yet. Refuses what is not ours.
+fn is_new(connection: &Connection, path: &Path, format: &Format) -> Result<bool, OpenError> {
+    let foreign = |why: String| OpenError::Foreign { path: path.to_owned(), why };
+    let using = |source: rusqlite::Error| match source.sqlite_error_code() {
+        Some(ErrorCode::NotADatabase) => {
+            foreign("it is no SQLite database, or its first bytes are damaged".to_owned())
+        }
+        _ => OpenError::using(path, source),
+    };
+    let number = |name: &str| connection.pragma_query_value(None, name, |row| row.get::<_, i64>(0));
+    let application_id = number("application_id").map_err(using)?;
+    let version = number("user_version").map_err(using)?;
+    let objects = connection
+        .query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get::<_, i64>(0))
+        .map_err(using)?;
+    if application_id == 0 && version == 0 && objects == 0 {
+        return Ok(true);
+    }
+    if application_id != format.application_id {
+        return Err(foreign(format!(
+            "its application id is {application_id:#x}, not {:#x}",
+            format.application_id
+        )));
+    }
+    if version > VERSION {
+        return Err(OpenError::Newer { path: path.to_owned(), found: version, known: VERSION });
+    }
+    if version < VERSION {
+        return Err(foreign(format!("it claims format {version}, which never was")));
+    }
+    Ok(false)
+}
+
+fn create(connection: &Connection, format: &Format) -> rusqlite::Result<()> {
+    let mut script = String::from("BEGIN IMMEDIATE;\n");
+    for statement in format.schema {
+        script.push_str(statement);
+        script.push_str(";\n");
+    }
+    script.push_str(&format!("PRAGMA application_id={};\n", format.application_id));
+    script.push_str(&format!("PRAGMA user_version={VERSION};\nCOMMIT;\n"));
+    connection.execute_batch(&script)
+}
+
+fn check_schema(connection: &Connection, path: &Path, format: &Format) -> Result<(), OpenError> {
+    let using = |source| OpenError::using(path, source);
+    let mut statement = connection
+        .prepare("SELECT CAST(sql AS TEXT) FROM sqlite_schema WHERE sql IS NOT NULL ORDER BY rowid")
+        .map_err(using)?;
+    let found = statement
+        .query_map([], |row| row.get::<_, String>(0))
+        .and_then(Iterator::collect::<rusqlite::Result<Vec<String>>>)
+        .map_err(using)?;
+    for needed in format.schema {
+        if !found.iter().any(|statement| statement == needed) {
+            return Err(OpenError::damaged(path, format!("it lacks what was made by: {needed}")));
+        }
+    }
+    Ok(())
+}

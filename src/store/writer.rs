@@ -1,0 +1,378 @@
+//! The one who writes log.db: takes what is queued, commits it in one transaction, merges it into the memtable, answers.
+//!
+//!   queue ─► log.db (one fsync for the whole batch) ─► memtable ─► answers, all with one wake-up ─► checkpoint, if due
+//!
+//! A cell is in the memtable only if the log has it, so replay after a crash returns every acknowledged cell. There is
+//! no artificial waiting: a batch is what arrived during the last fsync.
+//!
+//! When the log fails:
+//!   - no space, or somebody's lock: the transaction is undone, everybody in it hears *refused, nothing was stored*, and
+//!     the next one tries again. Without requests an empty one tries once a second, so that the reason goes away.
+//!   - anything else (I/O error, failed fsync, damage): no more writes until a restart. What the operating system holds
+//!     of the file cannot be trusted any more. If it failed while committing, the answer is *unknown*.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering as Atomic;
+use std::thread;
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+
+use super::commit_log::{CommitFailed, CommitLog, Committed};
+use super::drive::{Turn, Worker};
+use super::memtable::{Packed, pack};
+use super::queue::Request;
+use super::sqlite::{self, Fault};
+use super::{Ending, Shared};
+use crate::answer::{AnswerTo, ApplyAnswer, Failure};
+use crate::cell::{Cell, Stamp};
+use crate::key;
+use crate::mutation::Mutation;
+
+/// Cells merged under one hold of the memtable's lock, so that readers get in between.
+const CELLS_PER_HOLD: usize = 256;
+
+/// How often an empty transaction tries whether the disk has space again.
+const PROBE: Duration = Duration::from_secs(1);
+
+/// The one who writes log.db.
+pub(super) struct Writer {
+    shared: Arc<Shared>,
+    log: CommitLog,
+    memtable_bytes_max: usize,
+    /// To the task that gives the answers. Unbounded, but never more than callers wait for.
+    answers: mpsc::UnboundedSender<Vec<Given>>,
+    /// The last transaction failed for lack of space or because of a lock.
+    in_trouble: bool,
+    /// In trouble, and has waited since the last attempt.
+    probe_due: bool,
+}
+
+/// An answer on its way to who asked.
+pub(super) enum Given {
+    Apply(AnswerTo<ApplyAnswer>, ApplyAnswer),
+    Done(AnswerTo<Result<(), Failure>>, Result<(), Failure>),
+}
+
+impl Given {
+    fn give(self) {
+        match self {
+            Given::Apply(to, answer) => to.send(answer),
+            Given::Done(to, answer) => to.send(answer),
+        }
+    }
+}
+
+/// Gives the answers of each batch, on the runtime of those who asked: one wake-up across threads a batch.
+pub(super) async fn give_answers(mut batches: mpsc::UnboundedReceiver<Vec<Given>>) {
+    while let Some(batch) = batches.recv().await {
+        batch.into_iter().for_each(Given::give);
+    }
+}
+
+impl Writer {
+    pub fn new(
+        shared: Arc<Shared>,
+        log: CommitLog,
+        memtable_bytes_max: usize,
+        answers: mpsc::UnboundedSender<Vec<Given>>,
+    ) -> Writer {
+        Writer { shared, log, memtable_bytes_max, answers, in_trouble: false, probe_due: false }
+    }
+
+    /// Commits a batch, merges it, answers it.
+    fn commit(&mut self, batch: Vec<Request>) {
+        let started = Instant::now();
+        let flushed_upto = self.shared.flushed_upto.load(Atomic::Acquire);
+        let committed = self.log.commit(&batch, flushed_upto);
+        let stats = &self.shared.stats;
+        match committed {
+            Ok(committed) => {
+                stats.commits.count();
+                stats.commit.record_time(started.elapsed());
+                if !batch.is_empty() {
+                    stats.commit_batch.record(batch.len() as u64);
+                }
+                self.committed(batch, committed);
+            }
+            Err(failed) => {
+                stats.commits_failed.count();
+                self.failed(batch, failed);
+            }
+        }
+    }
+
+    fn committed(&mut self, batch: Vec<Request>, committed: Committed) {
+        self.shared.log_rows.store(self.log.rows(), Atomic::Relaxed);
+        if self.in_trouble {
+            self.out_of_trouble();
+        }
+        self.note_hints(committed);
+        let behind = self.merge(&batch);
+        self.answer(batch, behind);
+        self.freeze_if_full();
+        if let Err(source) = self.log.checkpoint_if_due() {
+            match sqlite::fault(&source) {
+                Fault::Full | Fault::Busy => log::warn!("log.db keeps its write-ahead log for now: {source}"),
+                Fault::Damaged | Fault::Other => {
+                    self.shared.latch(&format!("a checkpoint of log.db failed: {source}"));
+                }
+            }
+        }
+    }
+
+    fn note_hints(&self, committed: Committed) {
+        if committed.hints.is_empty() {
+            return;
+        }
+        let mut totals = self.shared.hint_totals.lock().expect("no panic while it is held");
+        for change in &committed.hints {
+            change.note(&mut totals);
+        }
+    }
+
+    /// Merges the batch into the memtable. For each mutation in order: the largest stamp that wins against it.
+    fn merge(&self, batch: &[Request]) -> Vec<Option<Stamp>> {
+        let mutations: Vec<&Mutation> = batch.iter().filter_map(mutation).collect();
+        let mut behind = Vec::with_capacity(mutations.len());
+        let mut rest = &mutations[..];
+        while !rest.is_empty() {
+            let (now, later) = rest.split_at(one_hold(rest));
+            // Allocated before the lock is taken.
+            let packed: Vec<Vec<Packed>> = now.iter().map(|mutation| pack_cells(mutation)).collect();
+            let mut memory = self.shared.view.memory.write().expect("no panic while it is held");
+            for cells in packed {
+                behind.push(cells.into_iter().filter_map(|cell| memory.merge(cell)).max());
+            }
+            rest = later;
+        }
+        // After memory: what was frozen there may be in the base by now.
+        let base = &self.shared.view.base;
+        for (mutation, behind) in mutations.iter().zip(&mut behind) {
+            if mutation.cells.iter().any(|(_, cell)| cell.stamp <= base.largest()) {
+                *behind = (*behind).max(self.behind_base(mutation));
+            }
+        }
+        behind
+    }
+
+    /// The largest stamp in data.db that wins against a cell of the mutation.
+    fn behind_base(&self, mutation: &Mutation) -> Option<Stamp> {
+        let base = &self.shared.view.base;
+        let wins = |(column, cell): &(bytes::Bytes, Cell)| {
+            let key = key::encode(mutation.table, &mutation.partition, column);
+            let held = base.get(&key)?;
+            Ok(held.filter(|held| held.order(cell).is_gt()).map(|held| held.stamp))
+        };
+        let old = mutation.cells.iter().filter(|(_, cell)| cell.stamp <= base.largest());
+        match old.map(wins).collect::<Result<Vec<_>, super::StoreError>>() {
+            Ok(stamps) => stamps.into_iter().flatten().max(),
+            Err(error) => {
+                // It is in the log, but whether it is the newest here nobody can say: it may not be.
+                self.shared.latch(&format!("data.db cannot be read: {error}"));
+                Some(base.largest())
+            }
+        }
+    }
+
+    fn answer(&self, batch: Vec<Request>, behind: Vec<Option<Stamp>>) {
+        let stats = &self.shared.stats;
+        let mut behind = behind.into_iter();
+        let mut given = Vec::with_capacity(batch.len());
+        for request in batch {
+            match request {
+                Request::Apply { to, .. } => {
+                    stats.mutations_applied.count();
+                    let answer = match behind.next().expect("one entry a mutation") {
+                        None => ApplyAnswer::Applied,
+                        Some(stamp) => {
+                            stats.mutations_behind.count();
+                            ApplyAnswer::Behind(stamp)
+                        }
+                    };
+                    given.push(Given::Apply(to, answer));
+                }
+                Request::Hint { to, .. } | Request::ForgetHints { to, .. } => {
+                    given.push(Given::Done(to, Ok(())))
+                }
+                #[cfg(test)]
+                Request::Meddle(_) => {}
+            }
+        }
+        self.hand_out(given);
+    }
+
+    fn failed(&mut self, batch: Vec<Request>, failed: CommitFailed) {
+        let CommitFailed { source, fault, outcome_unknown } = failed;
+        let reason = match fault {
+            Fault::Full => format!("disk full: log.db cannot grow ({source})"),
+            Fault::Busy => format!("another program has locked log.db ({source})"),
+            Fault::Damaged | Fault::Other => format!("log.db failed: {source}; restart the server"),
+        };
+        match fault {
+            Fault::Full | Fault::Busy => {
+                if !self.in_trouble {
+                    log::error!("{reason}; writes are refused until that has passed");
+                }
+                self.in_trouble = true;
+                self.probe_due = false;
+                self.shared.health.log_fails(&reason);
+            }
+            Fault::Damaged | Fault::Other => self.shared.latch(&reason),
+        }
+        if outcome_unknown {
+            drop(batch); // which answers that it may or may not have been carried out
+        } else {
+            self.refuse(batch, &reason);
+        }
+    }
+
+    fn refuse(&self, batch: Vec<Request>, reason: &str) {
+        let failure = Failure::Refused(format!("{reason}; nothing was stored on this server").into());
+        let refused = batch.iter().filter(|request| mutation(request).is_some()).count();
+        self.shared.stats.mutations_refused.add(refused as u64);
+        let refuse = |request| match request {
+            Request::Apply { to, .. } => Some(Given::Apply(to, ApplyAnswer::Failed(failure.clone()))),
+            Request::Hint { to, .. } | Request::ForgetHints { to, .. } => {
+                Some(Given::Done(to, Err(failure.clone())))
+            }
+            #[cfg(test)]
+            Request::Meddle(_) => None,
+        };
+        self.hand_out(batch.into_iter().filter_map(refuse).collect());
+    }
+
+    fn hand_out(&self, given: Vec<Given>) {
+        if !given.is_empty() {
+            let _ = self.answers.send(given); // with the runtime gone nobody waits any more
+        }
+    }
+
+    /// Hands a full memtable to the flusher, if it has none.
+    fn freeze_if_full(&self) {
+        let mut memory = self.shared.view.memory.write().expect("no panic while it is held");
+        if memory.active.bytes() >= self.memtable_bytes_max && memory.frozen.is_none() {
+            memory.freeze(self.log.last());
+            self.shared.flusher_bell.ring();
+        }
+    }
+
+    fn has_room(&self) -> bool {
+        self.shared.view.memory.read().expect("no panic while it is held").active.bytes()
+            < self.memtable_bytes_max
+    }
+
+    /// Both memtables are full. Callers wait and, once the queue is full, are refused; if the flush does not get on,
+    /// they are refused at once.
+    fn wait_for_room(&mut self) -> Turn {
+        let Some(reason) = self.shared.health.flush_trouble() else { return self.wait_or_end(None) };
+        self.in_trouble = true;
+        self.shared.health.log_fails(&reason);
+        self.refuse_all(&reason)
+    }
+
+    fn refuse_all(&self, reason: &str) -> Turn {
+        let batch = self.shared.queue.take();
+        if batch.is_empty() {
+            return self.wait_or_end(None);
+        }
+        self.refuse(batch, reason);
+        Turn::Again
+    }
+
+    /// Nothing to do.
+    fn wait_or_end(&self, timeout: Option<Duration>) -> Turn {
+        let drained = self.shared.ending() == Ending::Drain && self.shared.queue.depth().0 == 0;
+        if !drained {
+            return Turn::Wait(timeout);
+        }
+        let latched = self.shared.health.latched().is_some();
+        if !latched && let Err(error) = self.log.checkpoint_to_close() {
+            log::warn!("log.db keeps its write-ahead log: {error}"); // which is part of it: nothing is lost
+        }
+        Turn::Ended
+    }
+
+    /// Tries whether the log takes writes again, once some time has passed since it did not.
+    fn probe_or_wait(&mut self) -> Turn {
+        if self.probe_due && self.log.probe().is_ok() {
+            self.out_of_trouble();
+            return Turn::Again;
+        }
+        self.probe_due = true;
+        self.wait_or_end(Some(PROBE))
+    }
+
+    fn out_of_trouble(&mut self) {
+        self.in_trouble = false;
+        self.shared.health.log_works();
+        log::info!("log.db takes writes again");
+    }
+
+    fn has_to_forget(&self) -> bool {
+        self.log.has_flushed_rows()
+            || self.shared.flushed_upto.load(Atomic::Acquire) > self.log.flushed_upto()
+    }
+}
+
+impl Worker for Writer {
+    fn turn(&mut self) -> Turn {
+        if self.shared.ending() == Ending::Now {
+            return Turn::Ended;
+        }
+        if let Some(reason) = self.shared.health.latched() {
+            return self.refuse_all(&reason);
+        }
+        self.freeze_if_full();
+        if !self.has_room() {
+            return self.wait_for_room();
+        }
+        let batch = self.shared.queue.take();
+        if !batch.is_empty() {
+            self.commit(batch);
+            return Turn::Again;
+        }
+        if self.in_trouble {
+            return self.probe_or_wait();
+        }
+        if self.has_to_forget() && self.shared.ending() == Ending::No {
+            self.commit(Vec::new());
+            return Turn::Again;
+        }
+        self.wait_or_end(None)
+    }
+}
+
+impl Drop for Writer {
+    fn drop(&mut self) {
+        self.shared.queue.close();
+        if thread::panicking() {
+            self.shared.latch("the writer of log.db failed; this is a bug, see the log");
+        }
+    }
+}
+
+fn mutation(request: &Request) -> Option<&Mutation> {
+    match request {
+        Request::Apply { mutation, .. } => Some(mutation),
+        _ => None,
+    }
+}
+
+fn pack_cells(mutation: &Mutation) -> Vec<Packed> {
+    let packed = |(column, cell): &(bytes::Bytes, Cell)| {
+        (key::encode(mutation.table, &mutation.partition, column).into_boxed_slice(), pack(cell))
+    };
+    mutation.cells.iter().map(packed).collect()
+}
+
+/// How many of the mutations are merged under one hold of the lock: whole ones, at least one.
+fn one_hold(mutations: &[&Mutation]) -> usize {
+    let mut cells = 0;
+    let fits = |mutation: &&&Mutation| {
+        cells += mutation.cells.len();
+        cells <= CELLS_PER_HOLD
+    };
+    mutations.iter().take_while(fits).count().max(1)
+}

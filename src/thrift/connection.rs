@@ -1,0 +1,839 @@
+//! One connection: bytes in, calls to the service, answers out. One task each.
+//!
+//!   socket ─► scratch ─► split ─► codec ─► Service::call ─┬─ Now ───────────────┐
+//!                │ half a message                         └─ Later ─► waiting ─► output ─► socket
+//!                └─► input, until the rest has come
+//!
+//! A turn of the task goes once round this picture and on until nothing moves: one read brings many calls, all answers
+//! that are ready leave in one write. What must always be true:
+//!
+//! - Answers leave in the order of the calls, unless the service said that the other side goes by sequence numbers.
+//! - A connection at rest holds no buffer. Scratch and output belong to the thread and are borrowed for a turn.
+//! - Whatever a sender does or a reader does not do, it costs a bounded amount of memory: calls under way, bytes of
+//!   one message, unsent answers, and over all connections [`Limits::buffered`]. Past a bound nothing more is read.
+//! - A call that was handed to the service is run to its end, even if nobody is left to hear the answer.
+//! - Broken bytes end this connection, after the calls before them have been answered, and nothing else.
+//!
+//! Not here: accepting connections (`server`), what a call means (`service`).
+
+use std::cell::Cell;
+use std::future::{Future, poll_fn};
+use std::net::SocketAddr;
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::{Buf, BytesMut};
+use futures_util::stream::{FuturesOrdered, FuturesUnordered, Stream, StreamExt};
+use thrift::ApplicationErrorKind;
+use thrift::protocol::{TMessageIdentifier, TMessageType};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep_until};
+
+use super::codec;
+use super::dress::{Dress, Split, Splitter};
+use super::method::{Call, Reply};
+use super::scan::{Bounds, Broken};
+use crate::answer::NodeId;
+use crate::config::Config;
+use crate::net::TcpStream;
+use crate::stats::Stats;
+
+/// What answers calls.
+pub trait Service: Send + Sync + 'static {
+    /// Answers a call, or begins to. Must not block: every connection of the thread waits meanwhile. A future that is
+    /// returned is polled to its end, unless the server is stopped hard.
+    fn call(self: &Arc<Self>, session: &Arc<Session>, call: Call) -> Answering;
+}
+
+/// An answer that is there, or will be.
+pub enum Answering {
+    /// Known at once; the cheapest.
+    Now(Reply),
+    /// Known later.
+    Later(Pin<Box<dyn Future<Output = Reply> + Send>>),
+}
+
+/// A connection as the service sees it.
+#[derive(Debug)]
+pub struct Session {
+    remote: SocketAddr,
+    out_of_order: AtomicBool,
+    /// The node that greeted here; `NO_PEER` before.
+    peer: AtomicU64,
+}
+
+const NO_PEER: u64 = u64::MAX;
+
+impl Session {
+    /// A session with whoever is at `remote`. Public so that a service can be called without a connection.
+    pub fn new(remote: SocketAddr) -> Session {
+        Session { remote, out_of_order: AtomicBool::new(false), peer: AtomicU64::new(NO_PEER) }
+    }
+
+    /// Where the other side is.
+    pub fn remote(&self) -> SocketAddr {
+        self.remote
+    }
+
+    /// From now on answers leave as they come and the larger bound on calls under way holds: the other side tells
+    /// answers apart by their sequence numbers.
+    pub fn answer_out_of_order(&self) {
+        self.out_of_order.store(true, Ordering::Relaxed);
+    }
+
+    /// Remembers which node has greeted on this connection.
+    pub fn set_peer(&self, node: NodeId) {
+        self.peer.store(u64::from(node.0), Ordering::Relaxed);
+    }
+
+    /// The node that greeted on this connection; `None` for a client.
+    pub fn peer(&self) -> Option<NodeId> {
+        u32::try_from(self.peer.load(Ordering::Relaxed)).ok().map(NodeId)
+    }
+
+    fn is_out_of_order(&self) -> bool {
+        self.out_of_order.load(Ordering::Relaxed)
+    }
+}
+
+/// The bounds of all connections of one server, and the count of the bytes they hold.
+#[derive(Debug)]
+pub struct Limits {
+    /// Connections at once; one more is closed at once.
+    pub connections_max: usize,
+    /// Calls under way at once on a connection that is answered in order.
+    pub calls_per_connection_max: usize,
+    /// Calls under way at once on a connection that is not.
+    pub peer_calls_max: usize,
+    /// Bytes of one message.
+    pub message_bytes_max: usize,
+    /// Nested structs and containers of one message.
+    pub message_depth_max: usize,
+    /// Silence between two messages.
+    pub idle_timeout: Duration,
+    /// From the first to the last byte of a message, and for the other side to take an answer.
+    pub half_message_timeout: Duration,
+    /// For calls under way when the server stops; after it they are dropped.
+    pub stop_timeout: Duration,
+    /// What all connections hold together.
+    pub buffered: Budget,
+}
+
+impl From<&Config> for Limits {
+    fn from(config: &Config) -> Limits {
+        Limits {
+            connections_max: config.connections_max,
+            calls_per_connection_max: config.calls_per_connection_max,
+            peer_calls_max: config.peer_calls_max,
+            message_bytes_max: config.message_bytes_max,
+            message_depth_max: config.message_depth_max,
+            idle_timeout: Duration::from_secs(config.idle_timeout_s),
+            half_message_timeout: Duration::from_secs(config.half_message_timeout_s),
+            stop_timeout: config.write_timeout().max(config.read_timeout()) + STOP_MARGIN,
+            buffered: Budget::new(config.buffered_bytes_max),
+        }
+    }
+}
+
+/// What a call may take past its own deadline to be answered and sent.
+const STOP_MARGIN: Duration = Duration::from_millis(500);
+
+/// Bytes held by all connections: half-read messages and unsent answers.
+#[derive(Debug)]
+pub struct Budget {
+    used: AtomicUsize,
+    bytes_max: usize,
+}
+
+impl Budget {
+    /// A budget of which nothing is used.
+    pub fn new(bytes_max: usize) -> Budget {
+        Budget { used: AtomicUsize::new(0), bytes_max }
+    }
+
+    /// Bytes held now.
+    pub fn used(&self) -> usize {
+        self.used.load(Ordering::Relaxed)
+    }
+
+    /// A soft bound: connections of several threads may find the same room.
+    fn has_room_for(&self, more: usize) -> bool {
+        self.used().saturating_add(more) <= self.bytes_max
+    }
+}
+
+/// One connection's part of the budget; given back when it is dropped.
+struct Charge {
+    limits: Arc<Limits>,
+    bytes: usize,
+}
+
+impl Charge {
+    fn set(&mut self, bytes: usize) {
+        if bytes == self.bytes {
+            return;
+        }
+        let used = &self.limits.buffered.used;
+        used.fetch_add(bytes, Ordering::Relaxed);
+        used.fetch_sub(self.bytes, Ordering::Relaxed);
+        self.bytes = bytes;
+    }
+}
+
+impl Drop for Charge {
+    fn drop(&mut self) {
+        self.set(0);
+    }
+}
+
+/// Bytes that one read may bring, and half a message beside them.
+const SCRATCH_BYTES: usize = 64 * 1024;
+/// Half a message up to this goes back into the scratch for the next read; a longer one gets its own buffer, and room
+/// in the budget.
+const SMALL_HALF_BYTES: usize = 16 * 1024;
+/// How much a long half message's buffer grows at once, at least.
+const GROWTH_BYTES: usize = 64 * 1024;
+/// Unsent answers past which no call is taken and no answer fetched from the service.
+const UNSENT_BYTES_MAX: usize = 1024 * 1024;
+/// The same while the budget is spent.
+const UNSENT_BYTES_MAX_SPENT: usize = 32 * 1024;
+/// Rounds of one turn; then other connections of the thread have theirs.
+const ROUNDS_MAX: usize = 4;
+/// How soon a connection looks again whether the budget has room.
+const BUDGET_RETRY: Duration = Duration::from_millis(20);
+/// A longer name is no method's, and would come back in the refusal.
+const METHOD_NAME_BYTES_MAX: usize = 256;
+
+/// Serves one connection until it ends. When `shutdown` becomes true, or its sender is gone, no further call is
+/// taken; those under way are answered.
+pub async fn serve_connection<S: Service>(
+    stream: TcpStream,
+    service: Arc<S>,
+    limits: Arc<Limits>,
+    stats: Arc<Stats>,
+    mut shutdown: watch::Receiver<bool>,
+) {
+    let Ok(remote) = stream.peer_addr() else { return }; // it has gone again
+    let _ = stream.set_nodelay(true); // without it answers are only slower
+    let mut connection = Connection::new(stream, remote, service, limits, stats);
+    let mut timer = pin!(sleep_until(connection.arm()));
+    let mut stopped = pin!(async move {
+        let _ = shutdown.wait_for(|stop| *stop).await;
+    });
+    loop {
+        tokio::select! {
+            biased;
+            turn = poll_fn(|cx| connection.turn(cx)) => match turn {
+                Turn::Closed => break,
+                Turn::Rearm => {}
+            },
+            () = &mut stopped, if !connection.ending => connection.end(),
+            () = &mut timer => connection.close_if_late(),
+        }
+        timer.as_mut().reset(connection.arm());
+    }
+    connection.finish().await;
+}
+
+/// Why a turn returned.
+enum Turn {
+    /// The connection is over.
+    Closed,
+    /// It waits for something with an earlier deadline than the timer's.
+    Rearm,
+}
+
+/// What an answer needs to know about its call.
+#[derive(Clone, Copy)]
+struct Asked {
+    dress: Dress,
+    sequence: i32,
+    /// Nobody waits for an answer.
+    oneway: bool,
+}
+
+/// An answer of the service, or of this module in its place.
+enum Outcome {
+    Reply(Reply),
+    Refused { name: String, kind: ApplicationErrorKind, why: String },
+}
+
+struct Connection<S> {
+    stream: TcpStream,
+    session: Arc<Session>,
+    service: Arc<S>,
+    limits: Arc<Limits>,
+    stats: Arc<Stats>,
+    splitter: Splitter,
+    /// What was read and is not a whole message, or may not be taken yet.
+    input: BytesMut,
+    /// How many bytes the first message of `input` has at least.
+    message_bytes_min: usize,
+    /// `input` was not looked through to its end, because a bound was met.
+    unlooked: bool,
+    /// The budget had no room for more of a long message.
+    starved: bool,
+    waiting: Waiting,
+    output: Output,
+    charge: Charge,
+    clock: Clock,
+    /// No further call is taken; it closes once all answers are sent.
+    ending: bool,
+    /// The other side can no longer be read from or written to.
+    gone: bool,
+}
+
+impl<S: Service> Connection<S> {
+    fn new(
+        stream: TcpStream,
+        remote: SocketAddr,
+        service: Arc<S>,
+        limits: Arc<Limits>,
+        stats: Arc<Stats>,
+    ) -> Connection<S> {
+        let bounds = Bounds { bytes_max: limits.message_bytes_max, depth_max: limits.message_depth_max };
+        Connection {
+            stream,
+            session: Arc::new(Session::new(remote)),
+            service,
+            stats,
+            splitter: Splitter::new(bounds),
+            input: BytesMut::new(),
+            message_bytes_min: 0,
+            unlooked: false,
+            starved: false,
+            waiting: Waiting::default(),
+            output: Output::default(),
+            charge: Charge { limits: limits.clone(), bytes: 0 },
+            clock: Clock::new(limits.idle_timeout, limits.half_message_timeout),
+            limits,
+            ending: false,
+            gone: false,
+        }
+    }
+
+    /// Goes round until nothing moves. Each of the three steps has then either left its waker with what it waits for,
+    /// or waits for another of the three.
+    fn turn(&mut self, cx: &mut Context<'_>) -> Poll<Turn> {
+        let mut rounds = 0;
+        loop {
+            let moved = self.take_calls(cx) | self.gather(cx) | self.send(cx);
+            if self.gone || (self.ending && self.waiting.is_empty() && self.output.is_empty()) {
+                return Poll::Ready(Turn::Closed);
+            }
+            if !moved {
+                return self.rest(rounds > 0);
+            }
+            rounds += 1;
+            if rounds == ROUNDS_MAX {
+                cx.waker().wake_by_ref();
+                return self.rest(true);
+            }
+        }
+    }
+
+    /// Before the task sleeps: gives the thread's buffers back and notes what is waited for, and since when.
+    fn rest(&mut self, moved: bool) -> Poll<Turn> {
+        self.output.give_back();
+        self.charge.set(self.input.capacity() + self.output.capacity());
+        if moved {
+            let half = !self.input.is_empty() && !self.unlooked && !self.ending;
+            let idle = self.input.is_empty() && self.waiting.is_empty() && self.output.is_empty();
+            self.clock.note(half, self.output.unsent(), idle);
+        }
+        if self.clock.wake_at(self.starved) < self.clock.armed {
+            return Poll::Ready(Turn::Rearm);
+        }
+        Poll::Pending
+    }
+
+    /// When the timer has to go off next.
+    fn arm(&mut self) -> Instant {
+        self.clock.armed = self.clock.wake_at(self.starved);
+        self.clock.armed
+    }
+
+    fn close_if_late(&mut self) {
+        match self.clock.late() {
+            None => {}
+            Some(Late::Idle) => {
+                self.stats.connections_broken.count();
+                log::info!("closing the connection from {}: {}", self.session.remote, Late::Idle);
+                self.end();
+            }
+            Some(late) => {
+                self.warn(&late);
+                self.end();
+                self.gone = true;
+            }
+        }
+    }
+
+    fn warn(&self, why: &dyn std::fmt::Display) {
+        self.stats.connections_broken.count();
+        log::warn!("closing the connection from {}: {why}", self.session.remote);
+    }
+
+    /// Takes no further call.
+    fn end(&mut self) {
+        self.ending = true;
+        self.clock.message_ended();
+        self.unlooked = false;
+        self.starved = false;
+        self.input = BytesMut::new();
+    }
+
+    /// Runs what is under way to its end, though nobody hears the answers.
+    async fn finish(self) {
+        let Connection { stream, mut waiting, charge, input, output, .. } = self;
+        drop((stream, input, output, charge));
+        while poll_fn(|cx| waiting.poll_next(cx)).await.is_some() {}
+    }
+}
+
+/// From bytes to calls.
+impl<S: Service> Connection<S> {
+    /// Takes the calls that are there, reading once if none are; says whether anything came.
+    fn take_calls(&mut self, cx: &mut Context<'_>) -> bool {
+        if self.ending || self.is_full() {
+            return false;
+        }
+        (self.unlooked && self.look_through_input()) || self.read(cx)
+    }
+
+    /// No further call may be taken until answers have left.
+    fn is_full(&self) -> bool {
+        let calls_max = match self.session.is_out_of_order() {
+            true => self.limits.peer_calls_max,
+            false => self.limits.calls_per_connection_max,
+        };
+        let unsent = self.output.unsent();
+        self.waiting.len() >= calls_max
+            || unsent >= UNSENT_BYTES_MAX
+            || (unsent >= UNSENT_BYTES_MAX_SPENT && !self.limits.buffered.has_room_for(1))
+    }
+
+    fn read(&mut self, cx: &mut Context<'_>) -> bool {
+        let long = self.input.len() > SMALL_HALF_BYTES || self.message_bytes_min > SCRATCH_BYTES;
+        let read = if long { self.read_into_input(cx) } else { self.read_into_scratch(cx) };
+        match read {
+            Poll::Pending => return false,
+            Poll::Ready(Ok(0)) => self.end(),
+            Poll::Ready(Ok(_)) => {}
+            Poll::Ready(Err(error)) => {
+                log::debug!("the connection from {} broke: {error}", self.session.remote);
+                self.gone = true;
+            }
+        }
+        true
+    }
+
+    /// The common way: whole messages are taken where they were read, and only the rest is kept.
+    fn read_into_scratch(&mut self, cx: &mut Context<'_>) -> Poll<std::io::Result<usize>> {
+        let mut scratch = SCRATCH.take();
+        scratch.resize(SCRATCH_BYTES, 0); // the first time
+        let half = self.input.len();
+        let mut buffer = ReadBuf::new(&mut scratch[half..]);
+        let read = Pin::new(&mut self.stream).poll_read(cx, &mut buffer);
+        let came = buffer.filled().len();
+        if came > 0 {
+            scratch[..half].copy_from_slice(&self.input);
+            let taken = self.look_through(&scratch[..half + came]);
+            self.input.clear();
+            self.keep(&scratch[taken..half + came]);
+        }
+        SCRATCH.set(scratch);
+        read.map_ok(|()| came)
+    }
+
+    fn keep(&mut self, rest: &[u8]) {
+        if rest.is_empty() || self.ending {
+            self.input = BytesMut::new();
+        } else {
+            self.input.extend_from_slice(rest);
+        }
+    }
+
+    /// The way of a long message: it is read where it stays.
+    fn read_into_input(&mut self, cx: &mut Context<'_>) -> Poll<std::io::Result<usize>> {
+        if self.input.capacity() == self.input.len() && !self.grow_input() {
+            return Poll::Pending; // the timer will look again
+        }
+        let came = ready!(pin!(self.stream.read_buf(&mut self.input)).poll(cx))?;
+        self.look_through_input();
+        Poll::Ready(Ok(came))
+    }
+
+    /// Doubles the buffer, up to what the message is known to need; so that claiming a long message costs nothing as
+    /// long as it is not sent. False: the budget has no room.
+    fn grow_input(&mut self) -> bool {
+        let missing = self.message_bytes_min.saturating_sub(self.input.len());
+        let more = missing.min(self.input.len()).max(GROWTH_BYTES);
+        self.starved = !self.limits.buffered.has_room_for(more);
+        if self.starved {
+            return false;
+        }
+        self.input.reserve(more);
+        self.charge.set(self.input.capacity() + self.output.capacity());
+        true
+    }
+
+    /// Takes the whole messages of `input`; says whether there were any.
+    fn look_through_input(&mut self) -> bool {
+        let mut input = std::mem::take(&mut self.input);
+        let taken = self.look_through(&input);
+        input.advance(taken);
+        if taken >= input.len() {
+            self.keep(&input); // a copy, so that a long message's buffer does not outlive it
+        } else if !self.ending {
+            self.input = input;
+        }
+        taken > 0
+    }
+
+    /// Takes whole messages off `bytes` until none is left or no more may be taken; returns how many bytes they were.
+    fn look_through(&mut self, bytes: &[u8]) -> usize {
+        let mut at = 0;
+        self.unlooked = false;
+        self.message_bytes_min = 0;
+        while at < bytes.len() {
+            if self.is_full() {
+                self.unlooked = true;
+                break;
+            }
+            let taken = match self.splitter.split(&bytes[at..]) {
+                Ok(Split::Part { bytes_min }) => {
+                    self.message_bytes_min = bytes_min;
+                    break;
+                }
+                Ok(Split::Message { dress, body }) => {
+                    let end = body.end;
+                    self.clock.message_ended();
+                    self.take_message(dress, &bytes[at..][body]).map(|()| end)
+                }
+                Err(broken) => Err(broken),
+            };
+            match taken {
+                Ok(bytes) => at += bytes,
+                Err(broken) => {
+                    self.break_off(broken);
+                    break;
+                }
+            }
+        }
+        at
+    }
+
+    fn take_message(&mut self, dress: Dress, message: &[u8]) -> Result<(), Broken> {
+        let depth_max = self.limits.message_depth_max;
+        let (header, call) = codec::read_message(dress.protocol, message, depth_max, |header, input| {
+            let call = Call::read(&header.name, input);
+            (header, call)
+        })
+        .map_err(|error| Broken::NoCall(codec::describe_error(&error)))?;
+        check_header(&header)?;
+        let oneway = header.message_type == TMessageType::OneWay;
+        let asked = Asked { dress, sequence: header.sequence_number, oneway };
+        match call {
+            Ok(Some(call)) => match self.service.call(&self.session, call) {
+                Answering::Now(reply) => self.answer(asked, Outcome::Reply(reply)),
+                Answering::Later(future) => self.wait_for(Pending::Later(asked, future)),
+            },
+            Ok(None) => self.answer(asked, unknown_method(header.name)),
+            Err((_, Some(reply))) => {
+                self.stats.requests_invalid.count();
+                self.answer(asked, Outcome::Reply(*reply));
+            }
+            Err((error, None)) => {
+                self.stats.requests_invalid.count();
+                self.answer(asked, unreadable(header.name, &error));
+            }
+        }
+        Ok(())
+    }
+
+    /// Where the next message starts is not known, so there is none; but the sender is told why, if it can be.
+    fn break_off(&mut self, broken: Broken) {
+        self.warn(&broken);
+        if let Some(dress) = self.splitter.dress() {
+            let asked = Asked { dress, sequence: 0, oneway: false };
+            let kind = match broken {
+                Broken::Transforms => ApplicationErrorKind::InvalidTransform,
+                _ => ApplicationErrorKind::ProtocolError,
+            };
+            self.answer(asked, Outcome::Refused { name: String::new(), kind, why: broken.to_string() });
+        }
+        self.end();
+    }
+}
+
+fn check_header(header: &TMessageIdentifier) -> Result<(), Broken> {
+    if !matches!(header.message_type, TMessageType::Call | TMessageType::OneWay) {
+        return Err(Broken::NoCall("it is a reply".to_owned()));
+    }
+    if header.name.len() > METHOD_NAME_BYTES_MAX {
+        return Err(Broken::NoCall(format!("its method name has {} bytes", header.name.len())));
+    }
+    Ok(())
+}
+
+fn unknown_method(name: String) -> Outcome {
+    let why = format!("unknown method '{name}'");
+    Outcome::Refused { name, kind: ApplicationErrorKind::UnknownMethod, why }
+}
+
+fn unreadable(name: String, error: &thrift::Error) -> Outcome {
+    let why = format!("cannot read the request: {}", codec::describe_error(error));
+    Outcome::Refused { name, kind: ApplicationErrorKind::ProtocolError, why }
+}
+
+/// From answers to bytes.
+impl<S: Service> Connection<S> {
+    /// Sends an answer that is known, or lines it up behind those of earlier calls.
+    fn answer(&mut self, asked: Asked, outcome: Outcome) {
+        if self.waiting.in_order.is_empty() || self.session.is_out_of_order() {
+            self.output.write(asked, outcome);
+        } else {
+            self.wait_for(Pending::Now(Some((asked, outcome))));
+        }
+    }
+
+    fn wait_for(&mut self, pending: Pending) {
+        match self.session.is_out_of_order() {
+            true => self.waiting.any_order.push(pending),
+            false => self.waiting.in_order.push_back(pending),
+        }
+    }
+
+    /// Fetches the answers whose turn has come. While the other side does not take answers none are fetched, so that
+    /// they do not pile up here.
+    fn gather(&mut self, cx: &mut Context<'_>) -> bool {
+        let mut moved = false;
+        while self.output.unsent() < UNSENT_BYTES_MAX {
+            let Poll::Ready(Some((asked, outcome))) = self.waiting.poll_next(cx) else { break };
+            self.output.write(asked, outcome);
+            moved = true;
+        }
+        moved
+    }
+
+    fn send(&mut self, cx: &mut Context<'_>) -> bool {
+        if self.output.is_empty() {
+            return false;
+        }
+        match Pin::new(&mut self.stream).poll_write(cx, self.output.rest()) {
+            Poll::Pending => return false,
+            Poll::Ready(Ok(bytes)) if bytes > 0 => {
+                self.output.sent(bytes);
+                self.clock.bytes_sent += bytes as u64;
+            }
+            Poll::Ready(_) => self.gone = true,
+        }
+        true
+    }
+}
+
+/// Calls under way, each with where its answer has to go.
+#[derive(Default)]
+struct Waiting {
+    in_order: FuturesOrdered<Pending>,
+    any_order: FuturesUnordered<Pending>,
+}
+
+impl Waiting {
+    fn len(&self) -> usize {
+        self.in_order.len() + self.any_order.len()
+    }
+
+    fn is_empty(&self) -> bool {
+        self.in_order.is_empty() && self.any_order.is_empty()
+    }
+
+    /// The next answer that may leave; `None` if no call is under way.
+    fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<(Asked, Outcome)>> {
+        let in_order = next_of(&mut self.in_order, cx);
+        if let Poll::Ready(Some(_)) = in_order {
+            return in_order;
+        }
+        let any_order = next_of(&mut self.any_order, cx);
+        if let Poll::Ready(None) = any_order { in_order } else { any_order }
+    }
+}
+
+fn next_of<T>(stream: &mut (impl Stream<Item = T> + Unpin), cx: &mut Context<'_>) -> Poll<Option<T>> {
+    stream.poll_next_unpin(cx)
+}
+
+/// One call under way.
+enum Pending {
+    /// Answered, but not the next in order. `None` once it was fetched.
+    Now(Option<(Asked, Outcome)>),
+    Later(Asked, Pin<Box<dyn Future<Output = Reply> + Send>>),
+}
+
+impl Future for Pending {
+    type Output = (Asked, Outcome);
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<(Asked, Outcome)> {
+        match self.get_mut() {
+            Pending::Now(answer) => Poll::Ready(answer.take().expect("a future is not polled after its end")),
+            Pending::Later(asked, future) => {
+                let reply = ready!(future.as_mut().poll(cx));
+                Poll::Ready((*asked, Outcome::Reply(reply)))
+            }
+        }
+    }
+}
+
+thread_local! {
+    /// What connections of this thread read into; empty while one of them does.
+    static SCRATCH: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
+    /// What connections of this thread write answers into; a connection whose reader is slow keeps it for itself.
+    static OUTPUT: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
+}
+
+/// Answers on their way out.
+#[derive(Default)]
+struct Output {
+    bytes: Vec<u8>,
+    /// How many of them have left.
+    gone: usize,
+}
+
+impl Output {
+    fn write(&mut self, asked: Asked, outcome: Outcome) {
+        if asked.oneway {
+            return;
+        }
+        if self.bytes.capacity() == 0 {
+            self.bytes = OUTPUT.take();
+        }
+        asked.dress.wrap(&mut self.bytes, |protocol, out| match outcome {
+            Outcome::Reply(reply) => codec::write_reply(protocol, asked.sequence, &reply, out),
+            Outcome::Refused { name, kind, why } => {
+                codec::write_application_exception(protocol, &name, asked.sequence, kind, why, out);
+            }
+        });
+    }
+
+    fn rest(&self) -> &[u8] {
+        &self.bytes[self.gone..]
+    }
+
+    fn sent(&mut self, bytes: usize) {
+        self.gone += bytes;
+        if self.gone == self.bytes.len() {
+            self.bytes.clear();
+            self.gone = 0;
+        } else if self.gone >= UNSENT_BYTES_MAX {
+            self.bytes.drain(..self.gone); // so that a reader that never quite catches up does not grow it
+            self.gone = 0;
+        }
+    }
+
+    fn unsent(&self) -> usize {
+        self.bytes.len() - self.gone
+    }
+
+    fn is_empty(&self) -> bool {
+        self.unsent() == 0
+    }
+
+    fn capacity(&self) -> usize {
+        self.bytes.capacity()
+    }
+
+    /// Returns an empty buffer to the thread, unless one long answer has made it too large to keep.
+    fn give_back(&mut self) {
+        if self.is_empty() && self.capacity() > 0 {
+            let bytes = std::mem::take(&mut self.bytes);
+            if bytes.capacity() <= UNSENT_BYTES_MAX {
+                OUTPUT.set(bytes);
+            }
+        }
+    }
+}
+
+/// What a connection waits for, and since when. Noted once a turn; the timer is moved only to make it earlier, and
+/// looks again when it goes off too early.
+struct Clock {
+    idle_timeout: Duration,
+    half_message_timeout: Duration,
+    /// When the timer goes off.
+    armed: Instant,
+    /// Nothing is under way since.
+    idle_since: Option<Instant>,
+    /// The first byte of a message came then, and the last has not.
+    half_since: Option<Instant>,
+    /// Bytes that have left, since the connection began.
+    bytes_sent: u64,
+    /// At this time there were answers unsent, and they will have left when `bytes_sent` is this.
+    unsent_since: Option<(Instant, u64)>,
+}
+
+/// What took too long.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+enum Late {
+    #[error("no message for longer than idle_timeout_s")]
+    Idle,
+    #[error("half a message, and no more of it within half_message_timeout_s")]
+    HalfMessage,
+    #[error("its answers were not taken within half_message_timeout_s")]
+    Unsent,
+}
+
+impl Clock {
+    fn new(idle_timeout: Duration, half_message_timeout: Duration) -> Clock {
+        let now = Instant::now();
+        Clock {
+            idle_timeout,
+            half_message_timeout,
+            armed: now,
+            idle_since: Some(now),
+            half_since: None,
+            bytes_sent: 0,
+            unsent_since: None,
+        }
+    }
+
+    fn message_ended(&mut self) {
+        self.half_since = None;
+    }
+
+    /// At the end of a turn: is half a message there that nothing but its sender holds up, how many bytes are unsent,
+    /// is nothing else under way?
+    fn note(&mut self, half: bool, unsent: usize, idle: bool) {
+        let now = Instant::now();
+        self.idle_since = idle.then_some(now);
+        self.half_since = half.then(|| self.half_since.unwrap_or(now));
+        let all = self.bytes_sent + unsent as u64;
+        let still = self.unsent_since.filter(|(_, until)| *until > self.bytes_sent);
+        self.unsent_since = (unsent > 0).then(|| still.unwrap_or((now, all)));
+    }
+
+    fn deadlines(&self) -> [(Late, Option<Instant>); 3] {
+        let unsent_since = self.unsent_since.map(|(since, _)| since);
+        [
+            (Late::HalfMessage, self.half_since.map(|since| since + self.half_message_timeout)),
+            (Late::Unsent, unsent_since.map(|since| since + self.half_message_timeout)),
+            (Late::Idle, self.idle_since.map(|since| since + self.idle_timeout)),
+        ]
+    }
+
+    fn late(&self) -> Option<Late> {
+        let now = Instant::now();
+        self.deadlines().into_iter().find(|(_, at)| at.is_some_and(|at| at <= now)).map(|(late, _)| late)
+    }
+
+    /// When there is something to look at next: a deadline, or whether the budget has room again.
+    fn wake_at(&self, starved: bool) -> Instant {
+        let nothing_due = || Instant::now() + self.idle_timeout;
+        let deadline = self.deadlines().into_iter().filter_map(|(_, at)| at).min();
+        let deadline = deadline.unwrap_or_else(nothing_due);
+        if starved { deadline.min(Instant::now() + BUDGET_RETRY) } else { deadline }
+    }
+}
