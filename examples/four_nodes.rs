@@ -26,7 +26,11 @@ async fn main() -> anyhow::Result<()> {
     let key = b"do re mi fa".to_vec();
     let put = PutRequest::new(key.clone(), b"four notes in a row".to_vec(), Level::ALL, None, None, None);
     let written = client.pin(NodeId(0)).put(&put).await?;
-    println!("put at ALL: {} replicas have stamp {}", written.replicas.unwrap_or(0), written.stamp.unwrap_or(0));
+    println!(
+        "put at ALL: {} replicas have stamp {}",
+        written.replicas.unwrap_or(0),
+        written.stamp.unwrap_or(0)
+    );
 
     running.pop().expect("four are running").stop().await;
     println!("server 3 is stopped");

@@ -180,7 +180,7 @@ settings! {
         /// Bytes of one value.
         value_bytes_max: usize = 16_777_216, 1 to 500_000_000;
         /// Operations of one batch call.
-        batch_operations_max: usize = 10_000, 1 to 1_000_000;
+        batch_operations_max: usize = 10_000, 1 to 100_000;
         /// Milliseconds until a write that has not met its level is answered "outcome unknown".
         write_timeout_ms: u64 = 2_000, 10 to 3_600_000;
         /// Milliseconds until a read that has not met its level is given up.

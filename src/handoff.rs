@@ -99,16 +99,22 @@ impl Handoff {
         let held = self.store.hint_total(target);
         if held.bytes >= self.config.hint_bytes_per_node_max as u64 {
             let max = self.config.hint_bytes_per_node_max;
-            return Err(format!("{} bytes of hints for server {target} are held, the most allowed is {max}", held.bytes));
+            return Err(format!(
+                "{} bytes of hints for server {target} are held, the most allowed is {max}",
+                held.bytes
+            ));
         }
         let window_s = self.config.hint_window_s;
         let absent_s = self.members.absent_for(target).map_or(0, |absent| absent.as_secs());
         // This process may be younger than the absence: the oldest hint remembers. Only an absent server's does, for
         // hints of one that is up are on their way out.
-        let oldest_s = held.oldest_s.map_or(0, |oldest| self.clock.wall_s().saturating_sub(oldest).max(0) as u64);
+        let oldest_s =
+            held.oldest_s.map_or(0, |oldest| self.clock.wall_s().saturating_sub(oldest).max(0) as u64);
         let away_s = if self.members.is_alive(target) { 0 } else { absent_s.max(oldest_s) };
         if away_s > window_s {
-            return Err(format!("server {target} has been away for {away_s} s, hints are kept for {window_s} s"));
+            return Err(format!(
+                "server {target} has been away for {away_s} s, hints are kept for {window_s} s"
+            ));
         }
         Ok(())
     }
@@ -187,7 +193,9 @@ impl Handoff {
         let me = self.me;
         match self.deliver(target).await {
             Ok(0) => {}
-            Ok(delivered) => log::info!("server {me}: handoff to server {target} is done: {delivered} hints delivered"),
+            Ok(delivered) => {
+                log::info!("server {me}: handoff to server {target} is done: {delivered} hints delivered")
+            }
             Err(error) => log::warn!("server {me}: handoff to server {target} stopped: {error}"),
         }
     }

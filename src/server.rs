@@ -7,6 +7,7 @@
 //! Not here: what happens on a connection (`thrift::connection`), what a call means (`service`).
 
 use std::io;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,7 +17,7 @@ use tokio::time::{Instant, sleep, timeout};
 
 use crate::net::{TcpListener, TcpStream};
 use crate::stats::Stats;
-use crate::thrift::connection::{Limits, Service, serve_connection};
+use crate::thrift::connection::{Limits, Service, serve_connection, stopped};
 
 /// How long accepting rests after it failed: long enough not to spin, short enough that nobody notices.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
@@ -58,11 +59,11 @@ struct Server<S> {
 
 impl<S: Service> Server<S> {
     async fn accept_until_shutdown(&mut self, listener: &TcpListener) {
-        let mut shutdown = self.shutdown.clone(); // each of the connections clones the other
+        let mut stopped = pin!(stopped(self.shutdown.clone()));
         loop {
             tokio::select! {
                 biased;
-                () = async { drop(shutdown.wait_for(|stop| *stop).await) } => return,
+                () = &mut stopped => return,
                 Some(ended) = self.connections.join_next() => note_end(ended),
                 accepted = listener.accept() => match accepted {
                     Ok((stream, _)) => self.welcome(stream),

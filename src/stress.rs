@@ -133,7 +133,8 @@ fn key_bytes(number: u64) -> Vec<u8> {
 
 impl Tally {
     fn new() -> Tally {
-        let histogram = || Histogram::new_with_bounds(1, LATENCY_MAX_US, 3).expect("constant bounds are possible");
+        let histogram =
+            || Histogram::new_with_bounds(1, LATENCY_MAX_US, 3).expect("constant bounds are possible");
         Tally { puts: histogram(), gets: histogram(), not_found: 0, errors: Vec::new() }
     }
 
@@ -206,7 +207,8 @@ impl Report {
             .expect("writing to memory cannot fail");
         }
         if self.not_found > 0 {
-            writeln!(text, "gets that found nothing: {}", self.not_found).expect("writing to memory cannot fail");
+            writeln!(text, "gets that found nothing: {}", self.not_found)
+                .expect("writing to memory cannot fail");
         }
         for (error, times) in &self.errors {
             writeln!(text, "{times} errors: {error}").expect("writing to memory cannot fail");

@@ -63,7 +63,8 @@ fn main() -> ExitCode {
 
 fn run(arguments: Arguments) -> anyhow::Result<bool> {
     let nodes = Nodes::load(&arguments.nodes)?;
-    let level = Level::parse(&arguments.level).with_context(|| format!("unknown level '{}'", arguments.level))?;
+    let level =
+        Level::parse(&arguments.level).with_context(|| format!("unknown level '{}'", arguments.level))?;
     let load = Load {
         connections: arguments.connections,
         outstanding: arguments.outstanding,
@@ -75,7 +76,10 @@ fn run(arguments: Arguments) -> anyhow::Result<bool> {
         fill: arguments.fill,
         seed: arguments.seed,
     };
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start the runtime")?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("cannot start the runtime")?;
     let report = runtime.block_on(load.run(&nodes))?;
     print!("{}", report.to_text());
     Ok(report.is_clean())

@@ -21,7 +21,12 @@ pub struct Admitted {
 impl Admission {
     /// At most `requests_max` requests of together at most `bytes_max` bytes.
     pub fn new(requests_max: usize, bytes_max: usize) -> Arc<Admission> {
-        Arc::new(Admission { requests_max, bytes_max, requests: AtomicUsize::new(0), bytes: AtomicUsize::new(0) })
+        Arc::new(Admission {
+            requests_max,
+            bytes_max,
+            requests: AtomicUsize::new(0),
+            bytes: AtomicUsize::new(0),
+        })
     }
 
     /// Admits a request of `bytes` bytes, or says no.

@@ -190,7 +190,9 @@ impl Coordinator {
             Ok(_) => self.stats.writes_ok.count(),
             Err(Refused::Unavailable { .. }) => self.stats.writes_unavailable.count(),
             Err(Refused::Overloaded { .. }) => self.stats.writes_overloaded.count(),
-            Err(Refused::WriteTimeout { .. } | Refused::ReadTimeout { .. }) => self.stats.writes_timeout.count(),
+            Err(Refused::WriteTimeout { .. } | Refused::ReadTimeout { .. }) => {
+                self.stats.writes_timeout.count()
+            }
         }
         outcome
     }
@@ -347,7 +349,12 @@ impl Coordinator {
     }
 
     /// Reads `slice` at `level`.
-    pub async fn read(self: &Arc<Self>, slice: Slice, level: Level, trace: &mut Trace) -> Result<Found, Refused> {
+    pub async fn read(
+        self: &Arc<Self>,
+        slice: Slice,
+        level: Level,
+        trace: &mut Trace,
+    ) -> Result<Found, Refused> {
         let start = Instant::now();
         let outcome = match self.read_here_if_enough(&slice, level, trace) {
             Some(found) => Ok(found),
@@ -358,7 +365,9 @@ impl Coordinator {
             Ok(_) => self.stats.reads_ok.count(),
             Err(Refused::Unavailable { .. }) => self.stats.reads_unavailable.count(),
             Err(Refused::Overloaded { .. }) => self.stats.reads_overloaded.count(),
-            Err(Refused::ReadTimeout { .. } | Refused::WriteTimeout { .. }) => self.stats.reads_timeout.count(),
+            Err(Refused::ReadTimeout { .. } | Refused::WriteTimeout { .. }) => {
+                self.stats.reads_timeout.count()
+            }
         }
         outcome
     }
@@ -367,7 +376,10 @@ impl Coordinator {
     /// it first, so that such a read is answered where its bytes arrived.
     fn read_here_if_enough(&self, slice: &Slice, level: Level, trace: &mut Trace) -> Option<Found> {
         let replicas = self.ring.replicas(&slice.partition);
-        if level.needed(replicas.len()) != 1 || !replicas.contains(&self.me) || self.config.read_repair_chance > 0.0 {
+        if level.needed(replicas.len()) != 1
+            || !replicas.contains(&self.me)
+            || self.config.read_repair_chance > 0.0
+        {
             return None;
         }
         match self.replicas.read_here(slice) {
@@ -418,7 +430,8 @@ impl Coordinator {
                 // A replica that cannot be mended (its disk is full, say) must not stop reads that the others can answer.
                 Err((unmended, _)) if alive.len() > needed => alive.retain(|node| *node != unmended),
                 Err((unmended, failure)) => {
-                    let why = format!(" with the newest version (server {unmended} was not repaired: {failure})");
+                    let why =
+                        format!(" with the newest version (server {unmended} was not repaired: {failure})");
                     return Err(Refused::ReadTimeout { level, needed, answered: current, why });
                 }
             }
@@ -499,7 +512,9 @@ impl Coordinator {
                     self.stats.read_repairs_failed.count();
                     return Err((node, failure));
                 }
-                Ok(Some((node, answer))) => trace.note(|| format!("server {node}: {}", describe_apply(&answer))),
+                Ok(Some((node, answer))) => {
+                    trace.note(|| format!("server {node}: {}", describe_apply(&answer)))
+                }
                 Err(_) => {
                     self.stats.read_repairs_failed.count();
                     return Err((last, Failure::TimedOut));
@@ -510,7 +525,8 @@ impl Coordinator {
 
     /// Below a quorum: now and then compares with the replicas that were not asked, in the background.
     fn compare_by_chance(self: &Arc<Self>, op: &ReadOp, slice: &Slice) {
-        if op.spared().is_empty() || !self.config.read_repair || !self.chance(self.config.read_repair_chance) {
+        if op.spared().is_empty() || !self.config.read_repair || !self.chance(self.config.read_repair_chance)
+        {
             return;
         }
         let (alive, _) = self.split_by_liveness(&slice.partition);
@@ -523,7 +539,10 @@ impl Coordinator {
             coordinator.await_answers(&mut op, &slice, deadline, &mut trace).await;
             let repairs = op.resolve(slice.cells_max).repairs;
             if let Err((node, failure)) = coordinator.repair(&slice, repairs, deadline, &mut trace).await {
-                log::debug!("server {}: server {node} was not repaired in the background: {failure}", coordinator.me);
+                log::debug!(
+                    "server {}: server {node} was not repaired in the background: {failure}",
+                    coordinator.me
+                );
             }
         });
     }
@@ -546,7 +565,8 @@ impl Coordinator {
 
     fn check_available(&self, level: Level, alive: &[NodeId], absent: &[NodeId]) -> Result<(), Refused> {
         let needed = level.needed(alive.len() + absent.len());
-        let hint_suffices = level == Level::Any && absent.iter().any(|node| self.handoff.keeps_hints_for(*node).is_ok());
+        let hint_suffices =
+            level == Level::Any && absent.iter().any(|node| self.handoff.keeps_hints_for(*node).is_ok());
         if alive.len() >= needed || hint_suffices {
             return Ok(());
         }

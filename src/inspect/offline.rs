@@ -1,4 +1,4 @@
-//! The files of a stopped server. The store will supply the pages; only [`open`] has to learn that.
+//! The files of a stopped server, read without changing them.
 
 use std::path::{Path, PathBuf};
 
@@ -9,7 +9,10 @@ use super::FIRST_ENTRIES;
 use crate::answer::NodeId;
 use crate::cell::Cell;
 use crate::client::text;
+use crate::config::Config;
 use crate::key::{self, KV_TABLE};
+use crate::store::offline::Offline;
+use crate::store::{Disk, OpenError, StoreError};
 
 /// What a stopped server's files hold.
 pub struct Files {
@@ -19,31 +22,42 @@ pub struct Files {
     pub hints: Vec<(NodeId, u64)>,
 }
 
+/// Cells of one page.
+const PAGE_CELLS: usize = 1_000;
+
 /// Pages of (engine key, cell); an error ends them.
 pub type Pages = Box<dyn Iterator<Item = Result<Vec<(Bytes, Cell)>, OfflineError>>>;
 
 /// Why a data directory cannot be read. Nothing in it was changed.
 #[derive(Debug, thiserror::Error)]
 pub enum OfflineError {
-    /// This build has no reader of data directories.
-    #[error("reading {path} without its server is not available in this build", path = path.display())]
-    NotAvailable {
+    /// There are no files of a server, or they cannot be opened.
+    #[error("{path}: {source}", path = path.display())]
+    Closed {
         /// The directory.
         path: PathBuf,
+        /// Why.
+        source: OpenError,
     },
     /// The files are not as they should be.
-    #[error("{path}: {why}", path = path.display())]
-    Damaged {
-        /// The directory.
-        path: PathBuf,
-        /// What is wrong.
-        why: String,
-    },
+    #[error(transparent)]
+    Damaged(#[from] StoreError),
 }
 
 /// Opens the files of a stopped server for reading.
 fn open(dir: &Path) -> Result<Files, OfflineError> {
-    Err(OfflineError::NotAvailable { path: dir.to_owned() })
+    let closed = |source| OfflineError::Closed { path: dir.to_owned(), source };
+    let store = Offline::open(dir, &Config::default(), &Disk::real()).map_err(closed)?;
+    let hints = store.hint_totals().iter().map(|(node, held)| (*node, held.count)).collect();
+    let mut after = Some(Vec::new());
+    let pages = std::iter::from_fn(move || {
+        let page = store.page(&after.take()?, &[], PAGE_CELLS);
+        Some(page.map_err(OfflineError::from).map(|page| {
+            after = (!page.complete).then_some(page.upto);
+            page.cells.into_iter().map(|(key, cell)| (Bytes::from(key), cell)).collect()
+        }))
+    });
+    Ok(Files { pages: Box::new(pages), hints })
 }
 
 /// What the files of a stopped server hold; with `key`, only that partition key, tombstones included.
@@ -170,16 +184,17 @@ mod tests {
 
     #[test]
     fn a_damaged_page_is_an_error_and_never_skipped() {
-        let damaged =
-            OfflineError::Damaged { path: "data/0".into(), why: "row 7 fails its checksum".to_owned() };
+        let what = "row 7 fails its checksum".to_owned();
+        let damaged = OfflineError::Damaged(StoreError::Damaged { path: "data/0/data.db".into(), what });
         let pages = Box::new(files().pages.chain([Err(damaged)]));
         let error = summarise(Files { pages, hints: Vec::new() }, None, 100).unwrap_err();
-        assert_eq!(error.to_string(), "data/0: row 7 fails its checksum");
+        assert!(error.to_string().contains("row 7 fails its checksum"), "{error}");
     }
 
     #[test]
-    fn without_a_reader_it_says_so() {
-        let error = offline(Path::new("data/0"), None, 0).unwrap_err();
-        assert_eq!(error.to_string(), "reading data/0 without its server is not available in this build");
+    fn a_directory_without_a_store_says_so() {
+        let dir = tempfile::tempdir().unwrap();
+        let error = offline(dir.path(), None, 0).unwrap_err().to_string();
+        assert!(error.contains("cannot open"), "{error}");
     }
 }

@@ -109,7 +109,10 @@ fn load(dir: &Path) -> Result<Option<Remembered>, IdentityError> {
 /// What does not fit between what the directory remembers and what is claimed now.
 fn conflict(former: &Remembered, claimed: &Remembered) -> Option<String> {
     if former.format != claimed.format {
-        return Some(format!("it has format {}, this program knows {FORMAT}; use the program that wrote it", former.format));
+        return Some(format!(
+            "it has format {}, this program knows {FORMAT}; use the program that wrote it",
+            former.format
+        ));
     }
     if former.cluster != claimed.cluster {
         return Some(format!(
@@ -139,7 +142,9 @@ fn conflict(former: &Remembered, claimed: &Remembered) -> Option<String> {
     }
     // An address that is now another server's: the lines were reordered, and each server's keys with them.
     for (id, address) in claimed.addresses.iter().enumerate() {
-        if let Some(was) = former.addresses.iter().position(|former| former == address).filter(|was| *was != id) {
+        if let Some(was) =
+            former.addresses.iter().position(|former| former == address).filter(|was| *was != id)
+        {
             return Some(format!(
                 "{address} was server {was} and is server {id} in nodes.txt now; another order would move keys, so \
                  restore the former order"
@@ -194,9 +199,15 @@ mod tests {
         assert!(refused(&[7, 2], 0).contains("ring of 3 servers"));
         assert!(refused(&[7, 2, 3], 1).contains("belongs to server 0"));
         let other = Config { cluster_name: "other".to_owned(), ..Config::default() };
-        assert!(claim_as(dir.path(), &other, &[7, 2, 3], 0, 1).unwrap_err().contains("belongs to cluster 'tetrachord'"));
+        assert!(
+            claim_as(dir.path(), &other, &[7, 2, 3], 0, 1)
+                .unwrap_err()
+                .contains("belongs to cluster 'tetrachord'")
+        );
         let thinner = Config { replication_factor: 2, ..Config::default() };
-        assert!(claim_as(dir.path(), &thinner, &[7, 2, 3], 0, 1).unwrap_err().contains("replication_factor = 3"));
+        assert!(
+            claim_as(dir.path(), &thinner, &[7, 2, 3], 0, 1).unwrap_err().contains("replication_factor = 3")
+        );
     }
 
     #[test]

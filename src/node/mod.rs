@@ -51,7 +51,9 @@ pub struct NodeOptions {
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
     /// Something else listens there.
-    #[error("cannot listen on {address}: {source}; stop what uses that port, or change this server's line in nodes.txt")]
+    #[error(
+        "cannot listen on {address}: {source}; stop what uses that port, or change this server's line in nodes.txt"
+    )]
     Port {
         /// Where.
         address: String,
@@ -105,7 +107,8 @@ impl Node {
             epoch: ring.epoch(),
             ring_digest: ring.digest(),
         });
-        let links = Links::start(identity.clone(), &nodes, &config, clock.clone(), members.clone(), stats.clone());
+        let links =
+            Links::start(identity.clone(), &nodes, &config, clock.clone(), members.clone(), stats.clone());
         let replicas = Replicas::new(id, store.clone(), links.clone());
         let ids: Vec<NodeId> = nodes.ids().filter(|node| *node != id).collect();
         let handoff = Arc::new(Handoff::new(
@@ -146,13 +149,18 @@ impl Node {
             coordinator,
             clock,
             stats: stats.clone(),
+            refusals_said: Default::default(),
         });
         let listener = bind(&address).await?;
         let (shutdown, stopping) = watch::channel(false);
         let limits = Arc::new(Limits::from(config.as_ref()));
         let serving = tokio::spawn(crate::server::serve(listener, service, limits, stats, stopping));
         directory.ready().map_err(|source| DirectoryError::Unusable { path: data.clone(), source })?;
-        log::info!("server {id}: ready at {address}, data in {}, durability {}", data.display(), config.durability.as_str());
+        log::info!(
+            "server {id}: ready at {address}, data in {}, durability {}",
+            data.display(),
+            config.durability.as_str()
+        );
         Ok(Node { id, store, links, shutdown, serving, background, _directory: directory })
     }
 
@@ -168,7 +176,7 @@ impl Node {
         }
         self.links.close();
         self.store.close().await;
-        log::info!("server {}: stopped; everything acknowledged is in {}", self.id, "its log");
+        log::info!("server {}: stopped", self.id);
     }
 }
 
@@ -181,7 +189,9 @@ fn listen_address(config: &Config, own: &Address) -> String {
 }
 
 async fn bind(address: &str) -> Result<TcpListener, StartError> {
-    TcpListener::bind(address).await.map_err(|source| StartError::Port { address: address.to_owned(), source })
+    TcpListener::bind(address)
+        .await
+        .map_err(|source| StartError::Port { address: address.to_owned(), source })
 }
 
 /// Opens the store, saying what it recovers, and sets the clock past every stamp in it.
@@ -205,7 +215,8 @@ fn open_store(
 }
 
 fn describe_hints(hints: &BTreeMap<NodeId, HintTotals>) -> String {
-    let texts: Vec<String> = hints.iter().map(|(node, held)| format!("{} for server {node}", held.count)).collect();
+    let texts: Vec<String> =
+        hints.iter().map(|(node, held)| format!("{} for server {node}", held.count)).collect();
     if texts.is_empty() { "none".to_owned() } else { texts.join(", ") }
 }
 

@@ -379,7 +379,9 @@ async fn a_large_value_goes_there_and_back() {
     let here = Here::started(&other.address, &patient()).await;
     let key = Bytes::from(vec![7; 5_000_000]); // the played server sends the key back as value
     let slice = Slice::single(TableId(0), key.clone());
-    let ReadAnswer::Cells { cells, .. } = ask_one(OTHER, |to| here.links.read(&slice, to)).await else { panic!() };
+    let ReadAnswer::Cells { cells, .. } = ask_one(OTHER, |to| here.links.read(&slice, to)).await else {
+        panic!()
+    };
     assert_eq!(cells[0].1.content, Content::Value(key));
 }
 

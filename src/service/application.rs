@@ -80,12 +80,14 @@ impl Service {
 
     fn check_get(&self, request: GetRequest) -> Result<CheckedGet, Refusal> {
         let key = self.check_key(request.key).map_err(|wrong| self.invalid(wrong))?;
-        let level = check_read_level(self.check_level(request.level)?).map_err(|wrong| self.invalid(wrong))?;
+        let level =
+            check_read_level(self.check_level(request.level)?).map_err(|wrong| self.invalid(wrong))?;
         Ok(CheckedGet { key, level, trace: Trace::new(request.trace == Some(true)) })
     }
 
     async fn read(&self, mut get: CheckedGet) -> Result<GetResult, Refusal> {
-        let found = self.coordinator.read(kv_slice(get.key), get.level, &mut get.trace).await.map_err(refusal)?;
+        let found =
+            self.coordinator.read(kv_slice(get.key), get.level, &mut get.trace).await.map_err(refusal)?;
         Ok(self.get_result(found, get.trace))
     }
 
@@ -102,10 +104,12 @@ impl Service {
     /// Carries out the operations, many at a time, and answers them in order. What a request brings is bounded by the
     /// size of a message; what its gets return is bounded by the same number: past it they are refused one by one.
     pub(super) async fn batch(self: Arc<Self>, request: BatchRequest) -> Result<BatchResult, Refusal> {
-        let operations = request.operations.ok_or_else(|| self.invalid(Wrong("the operations are missing".to_owned())))?;
+        let operations =
+            request.operations.ok_or_else(|| self.invalid(Wrong("the operations are missing".to_owned())))?;
         let most = self.config.batch_operations_max;
         if operations.len() > most {
-            let why = format!("the batch has {} operations; this server takes at most {most}", operations.len());
+            let why =
+                format!("the batch has {} operations; this server takes at most {most}", operations.len());
             return Err(self.invalid(Wrong(why)));
         }
         let mut waiting = operations.into_iter();
@@ -132,7 +136,9 @@ impl Service {
                 Ok(get) => self.read(get).await.map(|got| outcome.got = Some(got)),
                 Err(refusal) => Err(refusal),
             },
-            (None, None, Some(remove)) => self.remove(remove).await.map(|written| outcome.written = Some(written)),
+            (None, None, Some(remove)) => {
+                self.remove(remove).await.map(|written| outcome.written = Some(written))
+            }
             _ => Err(self.invalid(Wrong("an operation is one put, one get or one remove".to_owned()))),
         };
         match refused {
@@ -149,7 +155,12 @@ impl Service {
         let held = self.store.hint_totals();
         let members = self.members.view().into_iter().map(|member| {
             let hints = held.get(&member.id);
-            let token = self.ring.ranges().iter().find(|range| range.owner() == member.id).map(|range| range.token.to_vec());
+            let token = self
+                .ring
+                .ranges()
+                .iter()
+                .find(|range| range.owner() == member.id)
+                .map(|range| range.token.to_vec());
             Member::new(
                 member.id.0 as i32,
                 self.nodes.address(member.id).map(ToString::to_string),
@@ -188,7 +199,8 @@ impl Service {
     fn check_level(&self, level: Option<chord::Level>) -> Result<Level, Refusal> {
         let Some(chord::Level(number)) = level else { return Ok(Level::Quorum) };
         Level::from_number(number).ok_or_else(|| {
-            let why = format!("unknown level {number}; known are ONE 1, QUORUM 2, ALL 5, ANY 6, TWO 7, THREE 8");
+            let why =
+                format!("unknown level {number}; known are ONE 1, QUORUM 2, ALL 5, ANY 6, TWO 7, THREE 8");
             self.invalid(Wrong(why))
         })
     }
@@ -211,7 +223,8 @@ fn bounded(outcome: Outcome, room_bytes: &mut usize) -> Outcome {
         *room_bytes -= size;
         return outcome;
     }
-    let message = "the values of this batch exceed the size of a message; get the rest in another call".to_owned();
+    let message =
+        "the values of this batch exceed the size of a message; get the rest in another call".to_owned();
     Outcome::new(None, None, None, None, Overloaded { message: Some(message) }, None)
 }
 
@@ -244,4 +257,3 @@ fn resident_bytes() -> i64 {
     let kib = line.and_then(|line| line.split_whitespace().next()).and_then(|kib| kib.parse::<i64>().ok());
     kib.unwrap_or(0) * 1024
 }
-

@@ -23,7 +23,10 @@ const SUCCESS: &str = "SUCCESS";
 const FAIL: &str = "FAIL";
 
 impl Service {
-    pub(super) async fn client_get(self: Arc<Self>, request: ClientRequest) -> Result<ServerResponse, SystemException> {
+    pub(super) async fn client_get(
+        self: Arc<Self>,
+        request: ClientRequest,
+    ) -> Result<ServerResponse, SystemException> {
         let (level, kv) = self.check_client_request(request)?;
         let level = check_read_level(level).map_err(|wrong| self.refuse(wrong))?;
         let key = self.check_classic_key(&kv)?;
@@ -35,7 +38,10 @@ impl Service {
         self.classic_answer(key, found.cells.into_iter().next().map(|(_, cell)| cell))
     }
 
-    pub(super) async fn client_put(self: Arc<Self>, request: ClientRequest) -> Result<ServerResponse, SystemException> {
+    pub(super) async fn client_put(
+        self: Arc<Self>,
+        request: ClientRequest,
+    ) -> Result<ServerResponse, SystemException> {
         let (level, kv) = self.check_client_request(request)?;
         let key = self.check_classic_key(&kv)?;
         let value = self.check_value(kv.value.map(String::into_bytes)).map_err(|wrong| self.refuse(wrong))?;
@@ -106,7 +112,8 @@ impl Service {
             .into_iter()
             .map(|(node, held)| (node.to_string(), json!({"count": held.count, "bytes": held.bytes})))
             .collect();
-        let members: Vec<Value> = self.members.view().iter().map(|member| self.member_entry(member.id)).collect();
+        let members: Vec<Value> =
+            self.members.view().iter().map(|member| self.member_entry(member.id)).collect();
         let info = json!({
             "serverID": self.identity.id.0,
             "kvMem": kv_mem,
@@ -120,7 +127,8 @@ impl Service {
 
     fn member_entry(&self, id: NodeId) -> Value {
         let range = self.ring.ranges().iter().find(|range| range.owner() == id);
-        let token: String = range.iter().flat_map(|range| range.token.iter()).map(|byte| format!("{byte:02x}")).collect();
+        let token: String =
+            range.iter().flat_map(|range| range.token.iter()).map(|byte| format!("{byte:02x}")).collect();
         json!({
             "id": id.0,
             "address": self.nodes.address(id).map(ToString::to_string),
@@ -134,7 +142,9 @@ impl Service {
         let name = request.const_level.ok_or_else(|| missing("constLevel"))?;
         let level = Level::parse(&name).ok_or_else(|| {
             let name: String = name.chars().take(40).collect();
-            self.refuse(Wrong(format!("unknown level '{name}'; known are ONE, TWO, THREE, QUORUM, ALL and ANY")))
+            self.refuse(Wrong(format!(
+                "unknown level '{name}'; known are ONE, TWO, THREE, QUORUM, ALL and ANY"
+            )))
         })?;
         let kv = request.kv.ok_or_else(|| missing("kv"))?;
         Ok((level, kv))
@@ -151,14 +161,19 @@ impl Service {
     }
 
     fn own_cell(&self, key: u8) -> Result<Option<Cell>, SystemException> {
-        let read = self.store.read(&kv_slice(partition(key))).map_err(|error| exception(error.to_string()))?;
+        let read =
+            self.store.read(&kv_slice(partition(key))).map_err(|error| exception(error.to_string()))?;
         Ok(read.cells.into_iter().next().map(|(_, cell)| cell))
     }
 
     async fn store_here(&self, key: u8, cell: Cell) -> Result<(), SystemException> {
         if !self.is_replica(&[key]) {
             let replicas: Vec<String> = self.ring.replicas(&[key]).iter().map(NodeId::to_string).collect();
-            let text = format!("server {} is no replica of key {key}; servers {} are", self.identity.id, replicas.join(", "));
+            let text = format!(
+                "server {} is no replica of key {key}; servers {} are",
+                self.identity.id,
+                replicas.join(", ")
+            );
             return Err(self.refuse(Wrong(text)));
         }
         self.clock.observe(cell.stamp);
@@ -175,12 +190,15 @@ impl Service {
 
     fn classic_answer(&self, key: u8, cell: Option<Cell>) -> Result<ServerResponse, SystemException> {
         let now_s = self.clock.wall_s();
-        let Some((value, stamp)) = cell.as_ref().and_then(|cell| Some((cell.live_value(now_s)?, cell.stamp))) else {
+        let Some((value, stamp)) = cell.as_ref().and_then(|cell| Some((cell.live_value(now_s)?, cell.stamp)))
+        else {
             return Ok(response(FAIL, None));
         };
         let text = std::str::from_utf8(value).map_err(|_| {
             let size = value.len();
-            exception(format!("the value of key {key} is not text ({size} bytes); read it through the Tetrachord service"))
+            exception(format!(
+                "the value of key {key} is not text ({size} bytes); read it through the Tetrachord service"
+            ))
         })?;
         Ok(response(SUCCESS, Some(KV::new(i32::from(key), text.to_owned(), stamp.0))))
     }

@@ -27,7 +27,10 @@ impl Service {
 
     pub(super) fn inspect_page(&self, request: &PageRequest) -> Result<PageResult, InvalidRequest> {
         let (after, upto) = (bytes_of(&request.after), bytes_of(&request.upto));
-        let page = self.store.page(after, upto, self.cells_max(request.cells)).map_err(|error| invalid(error.to_string()))?;
+        let page = self
+            .store
+            .page(after, upto, self.cells_max(request.cells))
+            .map_err(|error| invalid(error.to_string()))?;
         let value_bytes_max = request.value_bytes.unwrap_or(0).max(0) as usize;
         let mut rows = Vec::with_capacity(page.cells.len());
         let mut room_bytes = PAGE_BYTES_MAX;

@@ -16,7 +16,8 @@ mod classic;
 mod inspect;
 mod peer;
 
-use std::sync::Arc;
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
 
@@ -64,6 +65,8 @@ pub struct Service {
     pub clock: Arc<Clock>,
     /// What is counted.
     pub stats: Arc<Stats>,
+    /// Why other servers were refused, as far as it was logged.
+    pub refusals_said: Mutex<BTreeSet<String>>,
 }
 
 impl crate::thrift::connection::Service for Service {
@@ -76,22 +79,38 @@ impl crate::thrift::connection::Service for Service {
 
             Call::Get(request) => self.get(request),
             Call::Put(request) => later(self, async move |service| Reply::Put(service.put(request).await)),
-            Call::Remove(request) => later(self, async move |service| Reply::Remove(service.remove(request).await)),
-            Call::Batch(request) => later(self, async move |service| Reply::Batch(service.batch(request).await)),
+            Call::Remove(request) => {
+                later(self, async move |service| Reply::Remove(service.remove(request).await))
+            }
+            Call::Batch(request) => {
+                later(self, async move |service| Reply::Batch(service.batch(request).await))
+            }
             Call::Describe(()) => Answering::Now(Reply::Describe(Ok(self.describe()))),
             Call::GetStats(()) => Answering::Now(Reply::GetStats(Ok(self.stats()))),
 
-            Call::ClientGet(request) => later(self, async move |service| Reply::ClientGet(service.client_get(request).await)),
-            Call::ClientPut(request) => later(self, async move |service| Reply::ClientPut(service.client_put(request).await)),
+            Call::ClientGet(request) => {
+                later(self, async move |service| Reply::ClientGet(service.client_get(request).await))
+            }
+            Call::ClientPut(request) => {
+                later(self, async move |service| Reply::ClientPut(service.client_put(request).await))
+            }
             Call::ServerGet(kv) => Answering::Now(Reply::ServerGet(self.server_get(&kv))),
-            Call::ServerPut(kv) => later(self, async move |service| Reply::ServerPut(service.server_put(kv).await)),
-            Call::ServerDelete(kv) => later(self, async move |service| Reply::ServerDelete(service.server_delete(kv).await)),
-            Call::ResendHints(id) => later(self, async move |service| Reply::ResendHints(service.resend_hints(id).await)),
+            Call::ServerPut(kv) => {
+                later(self, async move |service| Reply::ServerPut(service.server_put(kv).await))
+            }
+            Call::ServerDelete(kv) => {
+                later(self, async move |service| Reply::ServerDelete(service.server_delete(kv).await))
+            }
+            Call::ResendHints(id) => {
+                later(self, async move |service| Reply::ResendHints(service.resend_hints(id).await))
+            }
             Call::Hello(()) => Answering::Now(Reply::Hello(Ok(self.identity.id.to_string()))),
             Call::GetServerId(()) => Answering::Now(Reply::GetServerId(Ok(self.identity.id.0 as i32))),
             Call::GetInfo(()) => Answering::Now(Reply::GetInfo(self.get_info())),
 
-            Call::InspectDigest(request) => Answering::Now(Reply::InspectDigest(self.inspect_digest(&request))),
+            Call::InspectDigest(request) => {
+                Answering::Now(Reply::InspectDigest(self.inspect_digest(&request)))
+            }
             Call::InspectPage(request) => Answering::Now(Reply::InspectPage(self.inspect_page(&request))),
         }
     }
@@ -122,13 +141,17 @@ impl Service {
         let value = value.ok_or_else(|| Wrong("the value is missing".to_owned()))?;
         let most = self.config.value_bytes_max;
         if value.len() > most {
-            return Err(Wrong(format!("the value has {} bytes; this server takes at most {most}", value.len())));
+            return Err(Wrong(format!(
+                "the value has {} bytes; this server takes at most {most}",
+                value.len()
+            )));
         }
         Ok(Bytes::from(value))
     }
 
     fn check_stamp(&self, stamp: i64) -> Result<Stamp, Wrong> {
-        let ahead_max_us = self.config.client_stamp_ahead_max_ms.saturating_mul(1000).min(i64::MAX as u64) as i64;
+        let ahead_max_us =
+            self.config.client_stamp_ahead_max_ms.saturating_mul(1000).min(i64::MAX as u64) as i64;
         let newest = self.clock.wall_us().saturating_add(ahead_max_us);
         if stamp > newest {
             return Err(Wrong(format!(
@@ -137,7 +160,9 @@ impl Service {
             )));
         }
         if stamp < 1 {
-            return Err(Wrong(format!("the stamp {stamp} is not positive; stamps are microseconds since 1970")));
+            return Err(Wrong(format!(
+                "the stamp {stamp} is not positive; stamps are microseconds since 1970"
+            )));
         }
         Ok(Stamp(stamp))
     }

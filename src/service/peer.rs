@@ -26,6 +26,9 @@ const APPLIED: i64 = 0;
 /// In the place of a stamp: the mutation was not stored.
 const REFUSED: i64 = -1;
 
+/// Reasons of refusal that are remembered as said; further ones are only told to the caller.
+const REFUSALS_SAID_MAX: usize = 100;
+
 /// Most cells of one answer, whatever was asked for.
 const READ_CELLS_MAX: usize = 10_000;
 
@@ -39,11 +42,19 @@ impl Service {
                 String::new()
             }
             Err(why) => {
-                log::warn!("server {}: refused a server at {}: {why}", self.identity.id, session.remote());
+                self.say_refused(session, &why);
                 why
             }
         };
         self.identity.welcome(refused, self.clock.latest())
+    }
+
+    /// A refused server tries again every second; it is said once for each reason.
+    fn say_refused(&self, session: &Session, why: &str) {
+        let mut said = self.refusals_said.lock().expect("no panic while it is held");
+        if said.len() < REFUSALS_SAID_MAX && said.insert(why.to_owned()) {
+            log::warn!("server {}: refused a server at {}: {why}", self.identity.id, session.remote());
+        }
     }
 
     pub(super) fn peer_ping(&self, ping: PeerPing) -> PeerPong {
@@ -115,7 +126,12 @@ impl Service {
                     cell.encode(&mut bytes);
                     PeerCell::new(column.to_vec(), bytes)
                 };
-                PeerCells::new(cells.into_iter().map(encode).collect::<Vec<_>>(), String::new(), clock, complete)
+                PeerCells::new(
+                    cells.into_iter().map(encode).collect::<Vec<_>>(),
+                    String::new(),
+                    clock,
+                    complete,
+                )
             }
             ReadAnswer::Failed(failure) => PeerCells::new(Vec::new(), failure.to_string(), clock, true),
         }
@@ -123,7 +139,8 @@ impl Service {
 
     fn check_read(&self, session: &Arc<Session>, request: PeerRead) -> Result<Slice, String> {
         self.check_peer(session, request.epoch)?;
-        let table = request.table.and_then(|table| u16::try_from(table).ok()).ok_or("the table is missing")?;
+        let table =
+            request.table.and_then(|table| u16::try_from(table).ok()).ok_or("the table is missing")?;
         let partition = request.partition.ok_or("the partition key is missing")?;
         if !self.is_replica(&partition) {
             return Err(format!("server {} is no replica of that key", self.identity.id));

@@ -1,7 +1,7 @@
 //! One whole message: header, argument or result, in the binary or the compact protocol.
 //!
 //! Works on complete messages in memory (`scan` finds their ends), so every limit given to the `thrift` crate is the
-//! message's own length: exact, whatever a length field claims.
+//! message's own length: exact, whatever a length field claims. Only containers have a bound of their own.
 //!
 //! Not here: frames and THeader around the message (`dress`).
 
@@ -23,6 +23,10 @@ pub enum Protocol {
     /// TCompactProtocol.
     Compact,
 }
+
+/// Items of one list, set or map. An empty struct is one byte on the wire and hundreds in memory, so the length of the
+/// message alone would not bound what reading it takes.
+pub const CONTAINER_ITEMS_MAX: usize = 100_000;
 
 /// Nested structs and containers of a reply that a client reads.
 const DEPTH_MAX: usize = 64;
@@ -105,7 +109,7 @@ pub fn read_message<T>(
         .max_message_size(Some(message.len()))
         .max_frame_size(Some(message.len()))
         .max_string_size(Some(message.len()))
-        .max_container_size(Some(message.len()))
+        .max_container_size(Some(message.len().min(CONTAINER_ITEMS_MAX)))
         .max_recursion_depth(Some(depth_max))
         .build()?;
     match protocol {

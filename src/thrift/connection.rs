@@ -143,16 +143,20 @@ impl From<&Config> for Limits {
 const STOP_MARGIN: Duration = Duration::from_millis(500);
 
 /// Bytes held by all connections: half-read messages and unsent answers.
+///
+/// Were it a plain bound, many halves of long messages could fill it, each waiting for another's room until all of
+/// them time out. So one connection at a time may overdraw it, by one message, and then ends it; the next follows.
 #[derive(Debug)]
 pub struct Budget {
     used: AtomicUsize,
     bytes_max: usize,
+    overdrawn: AtomicBool,
 }
 
 impl Budget {
     /// A budget of which nothing is used.
     pub fn new(bytes_max: usize) -> Budget {
-        Budget { used: AtomicUsize::new(0), bytes_max }
+        Budget { used: AtomicUsize::new(0), bytes_max, overdrawn: AtomicBool::new(false) }
     }
 
     /// Bytes held now.
@@ -170,6 +174,8 @@ impl Budget {
 struct Charge {
     limits: Arc<Limits>,
     bytes: usize,
+    /// It is the one that may overdraw.
+    overdraws: bool,
 }
 
 impl Charge {
@@ -182,11 +188,28 @@ impl Charge {
         used.fetch_sub(self.bytes, Ordering::Relaxed);
         self.bytes = bytes;
     }
+
+    fn may_grow(&mut self, more: usize) -> bool {
+        let budget = &self.limits.buffered;
+        if !self.overdraws && !budget.has_room_for(more) {
+            self.overdraws = !budget.overdrawn.swap(true, Ordering::Relaxed);
+            return self.overdraws;
+        }
+        true
+    }
+
+    /// The long message has ended.
+    fn let_others_overdraw(&mut self) {
+        if std::mem::take(&mut self.overdraws) {
+            self.limits.buffered.overdrawn.store(false, Ordering::Relaxed);
+        }
+    }
 }
 
 impl Drop for Charge {
     fn drop(&mut self) {
         self.set(0);
+        self.let_others_overdraw();
     }
 }
 
@@ -215,15 +238,13 @@ pub async fn serve_connection<S: Service>(
     service: Arc<S>,
     limits: Arc<Limits>,
     stats: Arc<Stats>,
-    mut shutdown: watch::Receiver<bool>,
+    shutdown: watch::Receiver<bool>,
 ) {
     let Ok(remote) = stream.peer_addr() else { return }; // it has gone again
     let _ = stream.set_nodelay(true); // without it answers are only slower
     let mut connection = Connection::new(stream, remote, service, limits, stats);
     let mut timer = pin!(sleep_until(connection.arm()));
-    let mut stopped = pin!(async move {
-        let _ = shutdown.wait_for(|stop| *stop).await;
-    });
+    let mut stopped = pin!(stopped(shutdown));
     loop {
         tokio::select! {
             biased;
@@ -237,6 +258,11 @@ pub async fn serve_connection<S: Service>(
         timer.as_mut().reset(connection.arm());
     }
     connection.finish().await;
+}
+
+/// Returns when `shutdown` becomes true, or its sender is gone. Each waiter needs a receiver of its own.
+pub(crate) async fn stopped(mut shutdown: watch::Receiver<bool>) {
+    let _ = shutdown.wait_for(|stop| *stop).await;
 }
 
 /// Why a turn returned.
@@ -308,8 +334,8 @@ impl<S: Service> Connection<S> {
             starved: false,
             waiting: Waiting::default(),
             output: Output::default(),
-            charge: Charge { limits: limits.clone(), bytes: 0 },
-            clock: Clock::new(limits.idle_timeout, limits.half_message_timeout),
+            charge: Charge { limits: limits.clone(), bytes: 0, overdraws: false },
+            clock: Clock::new(Instant::now(), limits.idle_timeout, limits.half_message_timeout),
             limits,
             ending: false,
             gone: false,
@@ -340,12 +366,13 @@ impl<S: Service> Connection<S> {
     fn rest(&mut self, moved: bool) -> Poll<Turn> {
         self.output.give_back();
         self.charge.set(self.input.capacity() + self.output.capacity());
+        let now = Instant::now();
         if moved {
             let half = !self.input.is_empty() && !self.unlooked && !self.ending;
             let idle = self.input.is_empty() && self.waiting.is_empty() && self.output.is_empty();
-            self.clock.note(half, self.output.unsent(), idle);
+            self.clock.note(now, half, self.output.unsent(), idle);
         }
-        if self.clock.wake_at(self.starved) < self.clock.armed {
+        if self.clock.wake_at(now, self.starved) < self.clock.armed {
             return Poll::Ready(Turn::Rearm);
         }
         Poll::Pending
@@ -353,12 +380,12 @@ impl<S: Service> Connection<S> {
 
     /// When the timer has to go off next.
     fn arm(&mut self) -> Instant {
-        self.clock.armed = self.clock.wake_at(self.starved);
+        self.clock.armed = self.clock.wake_at(Instant::now(), self.starved);
         self.clock.armed
     }
 
     fn close_if_late(&mut self) {
-        match self.clock.late() {
+        match self.clock.late(Instant::now()) {
             None => {}
             Some(Late::Idle) => {
                 self.stats.connections_broken.count();
@@ -385,6 +412,7 @@ impl<S: Service> Connection<S> {
         self.unlooked = false;
         self.starved = false;
         self.input = BytesMut::new();
+        self.charge.let_others_overdraw();
     }
 
     /// Runs what is under way to its end, though nobody hears the answers.
@@ -473,7 +501,7 @@ impl<S: Service> Connection<S> {
     fn grow_input(&mut self) -> bool {
         let missing = self.message_bytes_min.saturating_sub(self.input.len());
         let more = missing.min(self.input.len()).max(GROWTH_BYTES);
-        self.starved = !self.limits.buffered.has_room_for(more);
+        self.starved = !self.charge.may_grow(more);
         if self.starved {
             return false;
         }
@@ -486,6 +514,9 @@ impl<S: Service> Connection<S> {
     fn look_through_input(&mut self) -> bool {
         let mut input = std::mem::take(&mut self.input);
         let taken = self.look_through(&input);
+        if taken > 0 {
+            self.charge.let_others_overdraw();
+        }
         input.advance(taken);
         if taken >= input.len() {
             self.keep(&input); // a copy, so that a long message's buffer does not outlive it
@@ -787,8 +818,7 @@ enum Late {
 }
 
 impl Clock {
-    fn new(idle_timeout: Duration, half_message_timeout: Duration) -> Clock {
-        let now = Instant::now();
+    fn new(now: Instant, idle_timeout: Duration, half_message_timeout: Duration) -> Clock {
         Clock {
             idle_timeout,
             half_message_timeout,
@@ -806,8 +836,7 @@ impl Clock {
 
     /// At the end of a turn: is half a message there that nothing but its sender holds up, how many bytes are unsent,
     /// is nothing else under way?
-    fn note(&mut self, half: bool, unsent: usize, idle: bool) {
-        let now = Instant::now();
+    fn note(&mut self, now: Instant, half: bool, unsent: usize, idle: bool) {
         self.idle_since = idle.then_some(now);
         self.half_since = half.then(|| self.half_since.unwrap_or(now));
         let all = self.bytes_sent + unsent as u64;
@@ -824,16 +853,106 @@ impl Clock {
         ]
     }
 
-    fn late(&self) -> Option<Late> {
-        let now = Instant::now();
+    fn late(&self, now: Instant) -> Option<Late> {
         self.deadlines().into_iter().find(|(_, at)| at.is_some_and(|at| at <= now)).map(|(late, _)| late)
     }
 
     /// When there is something to look at next: a deadline, or whether the budget has room again.
-    fn wake_at(&self, starved: bool) -> Instant {
-        let nothing_due = || Instant::now() + self.idle_timeout;
+    fn wake_at(&self, now: Instant, starved: bool) -> Instant {
         let deadline = self.deadlines().into_iter().filter_map(|(_, at)| at).min();
-        let deadline = deadline.unwrap_or_else(nothing_due);
-        if starved { deadline.min(Instant::now() + BUDGET_RETRY) } else { deadline }
+        let deadline = deadline.unwrap_or(now + self.idle_timeout); // nothing is due
+        if starved { deadline.min(now + BUDGET_RETRY) } else { deadline }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const IDLE: Duration = Duration::from_secs(100);
+    const HALF: Duration = Duration::from_secs(10);
+
+    #[test]
+    fn a_clock_knows_what_is_late() {
+        let start = Instant::now();
+        let mut clock = Clock::new(start, IDLE, HALF);
+        assert_eq!(clock.late(start + IDLE - HALF), None);
+        assert_eq!(clock.late(start + IDLE), Some(Late::Idle));
+        clock.note(start + IDLE, false, 0, false); // a call is under way: the service has its own deadline
+        assert_eq!(clock.late(start + 5 * IDLE), None);
+        assert_eq!(clock.wake_at(start + 5 * IDLE, false), start + 6 * IDLE, "the timer does not spin");
+    }
+
+    #[test]
+    fn the_first_byte_of_a_message_starts_its_time_and_later_ones_do_not() {
+        let start = Instant::now();
+        let mut clock = Clock::new(start, IDLE, HALF);
+        for dribble in 0..10 {
+            clock.note(start + HALF * dribble / 10, true, 0, false);
+        }
+        assert_eq!(clock.late(start + HALF), Some(Late::HalfMessage));
+        clock.message_ended();
+        clock.note(start + HALF, true, 0, false); // the next one
+        assert_eq!(clock.late(start + HALF), None);
+    }
+
+    #[test]
+    fn answers_have_to_be_taken_within_their_time_and_more_of_them_do_not_prolong_it() {
+        let start = Instant::now();
+        let mut clock = Clock::new(start, IDLE, HALF);
+        clock.note(start, false, 1_000, false);
+        clock.bytes_sent += 999;
+        clock.note(start + HALF / 2, false, 5_000, false);
+        assert_eq!(clock.late(start + HALF), Some(Late::Unsent));
+        clock.bytes_sent += 1; // the thousand have left: those after them have their own time
+        clock.note(start + HALF, false, 4_999, false);
+        assert_eq!(clock.late(start + HALF), None);
+        assert_eq!(clock.late(start + 2 * HALF), Some(Late::Unsent));
+    }
+
+    #[test]
+    fn one_connection_at_a_time_overdraws_the_budget() {
+        let limits = Limits { buffered: Budget::new(100), ..Limits::from(&Config::default()) };
+        let limits = Arc::new(limits);
+        let charge = || Charge { limits: limits.clone(), bytes: 0, overdraws: false };
+        let (mut first, mut second) = (charge(), charge());
+        first.set(80);
+        second.set(20);
+        assert!(first.may_grow(50));
+        assert!(first.may_grow(50), "and goes on with it");
+        assert!(!second.may_grow(1));
+        drop(first);
+        assert_eq!(limits.buffered.used(), 20);
+        assert!(second.may_grow(80), "there is room now");
+        assert!(second.may_grow(81));
+        second.let_others_overdraw();
+        assert!(charge().may_grow(200));
+    }
+
+    #[test]
+    fn a_session_remembers_its_peer() {
+        let session = Session::new("127.0.0.1:9".parse().unwrap());
+        assert_eq!(session.peer(), None);
+        session.set_peer(NodeId(0));
+        assert_eq!(session.peer(), Some(NodeId(0)));
+    }
+
+    #[test]
+    fn a_slow_readers_output_does_not_keep_what_has_left() {
+        let asked = Asked { dress: Dress::unframed(codec::Protocol::Binary), sequence: 1, oneway: false };
+        let mut output = Output::default();
+        let mut most = 0;
+        for _ in 0..200 {
+            let long = "x".repeat(100_000);
+            output.write(asked, Outcome::Reply(Reply::GetInfo(Ok(long))));
+            while output.unsent() > 50_000 {
+                output.sent(50_000);
+            }
+            most = most.max(output.capacity());
+        }
+        assert!(most < 4 * UNSENT_BYTES_MAX, "{most} bytes");
+        output.sent(output.unsent());
+        output.give_back();
+        assert_eq!(output.capacity(), 0);
     }
 }
