@@ -333,6 +333,11 @@ impl Config {
         Duration::from_millis(self.read_timeout_ms)
     }
 
+    /// Time for a connection to another server to be opened and greeted.
+    pub fn connect_timeout(&self) -> Duration {
+        Duration::from_millis(self.connect_timeout_ms)
+    }
+
     /// Time between two heartbeats.
     pub fn heartbeat(&self) -> Duration {
         Duration::from_millis(self.heartbeat_ms)

@@ -87,7 +87,7 @@ pub struct Found {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Refused {
     /// Fewer replicas were up than the level needs. A promise: nothing was written anywhere, no hint either.
-    #[error("Not enough replicas alive: {level} needs {needed}, {alive} up ({who}); nothing was written")]
+    #[error("Not enough replicas alive: {level} needs {needed}, {alive} up ({who}); {nothing}")]
     Unavailable {
         /// Of the request.
         level: Level,
@@ -97,6 +97,8 @@ pub enum Refused {
         alive: usize,
         /// Which were not.
         who: String,
+        /// What did not happen: "nothing was written" or "nothing was read".
+        nothing: &'static str,
     },
     /// A write did not meet its level in time. It is on `acknowledged` replicas and perhaps on more; it is not undone
     /// and may yet surface.
@@ -207,7 +209,7 @@ impl Coordinator {
     ) -> Result<Written, Refused> {
         let admitted = self.admit(mutation.encoded_len())?;
         let (alive, absent) = self.split_by_liveness(&mutation.partition);
-        self.check_available(level, &alive, &absent)?;
+        self.check_available(level, &alive, &absent, "nothing was written")?;
         let stamp = match stamping {
             Stamping::Clock => self.clock.stamp(),
             Stamping::Given(stamp) => {
@@ -403,7 +405,7 @@ impl Coordinator {
     ) -> Result<Found, Refused> {
         let _admitted = self.admit(slice.partition.len())?;
         let (mut alive, absent) = self.split_by_liveness(&slice.partition);
-        self.check_available(level, &alive, &absent)?;
+        self.check_available(level, &alive, &absent, "nothing was read")?;
         self.best_first(&mut alive);
         let needed = level.needed(alive.len() + absent.len());
         trace.note(|| format!("server {} coordinates, {level}", self.me));
@@ -563,7 +565,13 @@ impl Coordinator {
         self.ring.replicas(partition).iter().partition(|node| self.members.is_alive(**node))
     }
 
-    fn check_available(&self, level: Level, alive: &[NodeId], absent: &[NodeId]) -> Result<(), Refused> {
+    fn check_available(
+        &self,
+        level: Level,
+        alive: &[NodeId],
+        absent: &[NodeId],
+        nothing: &'static str,
+    ) -> Result<(), Refused> {
         let needed = level.needed(alive.len() + absent.len());
         let hint_suffices =
             level == Level::Any && absent.iter().any(|node| self.handoff.keeps_hints_for(*node).is_ok());
@@ -576,7 +584,7 @@ impl Coordinator {
         } else {
             format!("{} down", names.join(", "))
         };
-        Err(Refused::Unavailable { level, needed, alive: alive.len(), who })
+        Err(Refused::Unavailable { level, needed, alive: alive.len(), who, nothing })
     }
 
     /// This server first if it is a replica, then the others by how fast they answered lately, Suspect ones last.

@@ -155,6 +155,8 @@ impl Node {
         let (shutdown, stopping) = watch::channel(false);
         let limits = Arc::new(Limits::from(config.as_ref()));
         let serving = tokio::spawn(crate::server::serve(listener, service, limits, stats, stopping));
+        // Then a cluster whose last server is ready is one where all see each other.
+        links.first_attempts(config.connect_timeout()).await;
         directory.ready().map_err(|source| DirectoryError::Unusable { path: data.clone(), source })?;
         log::info!(
             "server {id}: ready at {address}, data in {}, durability {}",

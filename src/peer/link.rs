@@ -12,7 +12,7 @@
 use std::future::Future;
 use std::io;
 use std::pin::pin;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
@@ -52,6 +52,10 @@ pub(super) struct Link {
     pub(super) calls: Mutex<Calls>,
     /// Frames wait to be written.
     pub(super) ready: Notify,
+    /// The other server has greeted: it can be reached now.
+    pub(super) greeted: Notify,
+    /// The first attempt to reach it has ended, well or not.
+    pub(super) attempted: AtomicBool,
     /// Of reads, smoothed; 0: not known. Written by the task alone.
     pub(super) latency_us: AtomicU64,
 }
@@ -111,14 +115,23 @@ impl Link {
     /// The task. Never ends by itself.
     pub(super) async fn run(self: Arc<Self>) {
         loop {
-            let wait = match self.ticking(self.dial()).await {
+            let dialled = self.ticking(self.dial()).await;
+            let wait = match dialled {
                 Ok((stream, inbox)) => self.live(stream, inbox).await,
                 Err(NotConnected { why, retry }) => {
                     self.members.note(self.node, Event::Refused { why });
+                    self.attempted.store(true, Ordering::Release);
                     retry
                 }
             };
-            self.ticking(sleep(wait)).await;
+            let patience = async {
+                tokio::select! {
+                    biased; // who has just greeted is there
+                    () = self.greeted.notified() => {}
+                    () = sleep(wait) => {}
+                }
+            };
+            self.ticking(patience).await;
         }
     }
 
@@ -154,6 +167,7 @@ impl Link {
         self.latency_us.store(0, Ordering::Relaxed);
         self.calls().open(); // before it is Up: whoever sees it Up can ask
         self.members.note(self.node, Event::Connected { generation });
+        self.attempted.store(true, Ordering::Release);
         Ok((stream, inbox))
     }
 

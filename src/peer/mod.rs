@@ -18,7 +18,7 @@ mod reply;
 #[cfg(test)]
 mod tests;
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -67,6 +67,9 @@ pub struct Links {
 /// Bytes by which a frame that comes may exceed `message_bytes_max`: headers around what was within it.
 const FRAME_SLACK_BYTES: usize = 65_536;
 
+/// How often a start looks whether the first attempts have ended.
+const ATTEMPTS_LOOK: Duration = Duration::from_millis(1);
+
 /// Bytes of a read frame beside the keys in it, at most.
 const READ_OVERHEAD_BYTES: usize = 128;
 
@@ -92,6 +95,8 @@ impl Links {
             stats: stats.clone(),
             calls: Mutex::new(Calls::new(limits(config))),
             ready: Notify::new(),
+            greeted: Notify::new(),
+            attempted: AtomicBool::new(false),
             latency_us: AtomicU64::new(0),
         };
         let links: Vec<Option<Arc<Link>>> =
@@ -109,6 +114,22 @@ impl Links {
             gauges.push((format!("peer_{}_queue_bytes", link.node), calls.unwritten() as i64));
         }
         gauges
+    }
+
+    /// `node` has greeted this server, so it is there: dials it now if there is no connection to it.
+    pub fn greeted_by(&self, node: NodeId) {
+        if let Some(link) = self.link(node) {
+            link.greeted.notify_one();
+        }
+    }
+
+    /// Waits until each server was reached, or found to be unreachable, once; no longer than `within`.
+    pub async fn first_attempts(&self, within: Duration) {
+        let deadline = Instant::now() + within;
+        let attempted = |link: &Arc<Link>| link.attempted.load(Ordering::Acquire);
+        while !self.links.iter().flatten().all(attempted) && Instant::now() < deadline {
+            tokio::time::sleep(ATTEMPTS_LOOK).await;
+        }
     }
 
     /// Hangs up. Calls under way are answered *shutting down*, later ones *unreachable*.

@@ -36,8 +36,10 @@ impl Service {
     pub(super) fn peer_hello(&self, session: &Arc<Session>, hello: &PeerHello) -> PeerWelcome {
         let refused = match check_hello(&self.identity, hello) {
             Ok(()) => {
-                session.set_peer(NodeId(hello.caller.unwrap_or(0) as u32));
+                let caller = NodeId(hello.caller.unwrap_or(0) as u32);
+                session.set_peer(caller);
                 session.answer_out_of_order();
+                self.links.greeted_by(caller);
                 self.observe(hello.clock);
                 String::new()
             }
