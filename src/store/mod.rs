@@ -25,11 +25,13 @@ mod drive;
 mod flush;
 mod health;
 mod hint_log;
+mod mark;
 mod memtable;
 pub mod offline;
 mod queue;
 mod sqlite;
 mod view;
+mod wal_check;
 mod writer;
 
 #[cfg(test)]
@@ -57,6 +59,7 @@ use commit_log::CommitLog;
 use drive::{Bell, Driven};
 use flush::Flusher;
 use health::Health;
+use mark::Mark;
 use memtable::{Memory, Memtable};
 use queue::{Queue, Request};
 use view::View;
@@ -160,6 +163,8 @@ impl Store {
             base.note_log_created()?;
         }
         check_log_is_not_older(&base, &mut log, config.durability)?;
+        let mark = if disk.is_real() { Some(Mark::open(dir)?) } else { None };
+        check_log_reaches_its_mark(&mark, &log, config.durability)?;
 
         let flushed = base.base().largest();
         let largest = Some(flushed).max(active.largest()).max(hints.largest_stamp);
@@ -170,7 +175,7 @@ impl Store {
             largest_stamp: largest.unwrap_or_default().max(Stamp(0)),
         };
         let shared = Arc::new(Shared::new(config, &disk, &base, &log, active, hints.totals, stats)?);
-        let workers = start_workers(config, drive, &shared, base, log)?;
+        let workers = start_workers(config, drive, &shared, base, log, mark)?;
         let inner = Inner { shared, workers: Mutex::new(Some(workers)) };
         Ok((Store { inner: Arc::new(inner) }, recovered))
     }
@@ -382,12 +387,13 @@ fn start_workers(
     shared: &Arc<Shared>,
     base: BaseWriter,
     log: CommitLog,
+    mark: Option<Mark>,
 ) -> Result<Workers, OpenError> {
     let (answers, batches) = mpsc::unbounded_channel();
     tokio::spawn(writer::give_answers(batches));
     let log_path = log.path().to_owned();
     let no_thread = |error: std::io::Error| OpenError::NoThread { path: log_path.clone(), source: error };
-    let writer = Writer::new(shared.clone(), log, config.memtable_bytes_max, answers);
+    let writer = Writer::new(shared.clone(), log, mark, config.memtable_bytes_max, answers);
     let flusher = Flusher::new(shared.clone(), base, config.flush_transaction_cells);
     Ok(Workers {
         writer: drive::start("log writer", writer, shared.writer_bell.clone(), drive).map_err(no_thread)?,
@@ -413,6 +419,26 @@ fn check_base_is_not_new(base: &BaseWriter, log: &CommitLog, hints: i64) -> Resu
         return Ok(());
     }
     Err(OpenError::damaged(base.base().path(), "it is new, but log.db has been written to: it was deleted"))
+}
+
+/// A log that ends before its mark was cut off or damaged at its end.
+fn check_log_reaches_its_mark(
+    mark: &Option<Mark>,
+    log: &CommitLog,
+    durability: Durability,
+) -> Result<(), OpenError> {
+    let marked = mark.as_ref().and_then(Mark::read).unwrap_or(0);
+    if log.last() >= marked {
+        return Ok(());
+    }
+    let what = format!("it ends at sequence {}, but rows up to {marked} were committed to it", log.last());
+    match durability {
+        Durability::PowerLoss => Err(OpenError::damaged(log.path(), what)),
+        Durability::ProcessCrash => {
+            log::warn!("log.db: {what}; a power cut does that with durability = \"process-crash\"");
+            Ok(())
+        }
+    }
 }
 
 /// data.db holds only what was logged before. A log that ends earlier has lost its end.

@@ -34,6 +34,11 @@ impl Disk {
         Disk { vfs: Some(name.to_owned()) }
     }
 
+    /// False for a VFS of its own, whose files only SQLite sees.
+    pub(super) fn is_real(&self) -> bool {
+        self.vfs.is_none()
+    }
+
     fn connect(&self, path: &Path, flags: OpenFlags) -> rusqlite::Result<Connection> {
         let flags = flags | OpenFlags::SQLITE_OPEN_NO_MUTEX; // a connection is used by one thread at a time
         match &self.vfs {

@@ -10,13 +10,31 @@
 
 use std::fs::File;
 use std::io::{self, BufReader, Read};
-use std::path::Path;
+use std::path::{Path, PathBuf};
+
+use super::sqlite::OpenError;
 
 const HEADER_BYTES: usize = 32;
 const FRAME_HEADER_BYTES: usize = 24;
 
+/// Refuses a database whose write-ahead log is damaged. To be called before SQLite opens it. Only where every commit is
+/// synced: elsewhere a power cut may tear several.
+pub(super) fn refuse_damage(database: &Path) -> Result<(), OpenError> {
+    let mut wal = database.as_os_str().to_owned();
+    wal.push("-wal");
+    let wal = PathBuf::from(wal);
+    match commits_behind_damage(&wal) {
+        Ok(0) => Ok(()),
+        Ok(lost) => Err(OpenError::damaged(
+            &wal,
+            format!("at least {lost} commits lie behind a frame that fails its checksum"),
+        )),
+        Err(error) => Err(OpenError::damaged(&wal, format!("it cannot be read: {error}"))),
+    }
+}
+
 /// How many commits of the WAL lie behind a bad frame and would be lost; 0 if it is sound, torn at its end, or absent.
-pub(super) fn commits_behind_damage(wal: &Path) -> io::Result<u64> {
+fn commits_behind_damage(wal: &Path) -> io::Result<u64> {
     let file = match File::open(wal) {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(0),
@@ -30,11 +48,11 @@ pub(super) fn commits_behind_damage(wal: &Path) -> io::Result<u64> {
     let big_endian = match u32_at(&header, 0) {
         0x377f_0682 => false,
         0x377f_0683 => true,
-        _ => return Ok(commits_with_unreadable_header(&mut input)?),
+        _ => return commits_with_unreadable_header(&mut input),
     };
     let page_bytes = u32_at(&header, 8) as usize;
     if !(512..=65_536).contains(&page_bytes) {
-        return Ok(commits_with_unreadable_header(&mut input)?);
+        return commits_with_unreadable_header(&mut input);
     }
     let mut sum = checksum((0, 0), &header[..24], big_endian);
     let mut sound = sum == (u32_at(&header, 24), u32_at(&header, 28));
@@ -43,7 +61,8 @@ pub(super) fn commits_behind_damage(wal: &Path) -> io::Result<u64> {
     while read_whole(&mut input, &mut frame)? {
         let same_round = frame[8..16] == header[16..24];
         if sound {
-            let next = checksum(checksum(sum, &frame[..8], big_endian), &frame[FRAME_HEADER_BYTES..], big_endian);
+            let next =
+                checksum(checksum(sum, &frame[..8], big_endian), &frame[FRAME_HEADER_BYTES..], big_endian);
             if same_round && next == (u32_at(&frame, 16), u32_at(&frame, 20)) {
                 sum = next;
                 continue;
@@ -93,7 +112,7 @@ mod tests {
     use super::*;
 
     /// A WAL of `commits` one-row commits, as a crash leaves it.
-    fn wal_image(commits: usize) -> (tempfile::TempDir, std::path::PathBuf) {
+    fn wal_image(commits: i64) -> (tempfile::TempDir, std::path::PathBuf) {
         let dir = tempfile::tempdir().unwrap();
         let connection = rusqlite::Connection::open(dir.path().join("x.db")).unwrap();
         connection.pragma_update(None, "journal_mode", "WAL").unwrap();

@@ -21,6 +21,7 @@ use tokio::time::Instant;
 
 use super::commit_log::{CommitFailed, CommitLog, Committed};
 use super::drive::{Turn, Worker};
+use super::mark::Mark;
 use super::memtable::{Packed, pack};
 use super::queue::Request;
 use super::sqlite::{self, Fault};
@@ -40,6 +41,8 @@ const PROBE: Duration = Duration::from_secs(1);
 pub(super) struct Writer {
     shared: Arc<Shared>,
     log: CommitLog,
+    /// Names the last committed row; `None` where the disk is not the system's.
+    mark: Option<Mark>,
     memtable_bytes_max: usize,
     /// To the task that gives the answers. Unbounded, but never more than callers wait for.
     answers: mpsc::UnboundedSender<Vec<Given>>,
@@ -75,10 +78,11 @@ impl Writer {
     pub fn new(
         shared: Arc<Shared>,
         log: CommitLog,
+        mark: Option<Mark>,
         memtable_bytes_max: usize,
         answers: mpsc::UnboundedSender<Vec<Given>>,
     ) -> Writer {
-        Writer { shared, log, memtable_bytes_max, answers, in_trouble: false, probe_due: false }
+        Writer { shared, log, mark, memtable_bytes_max, answers, in_trouble: false, probe_due: false }
     }
 
     /// Commits a batch, merges it, answers it.
@@ -105,6 +109,9 @@ impl Writer {
 
     fn committed(&mut self, batch: Vec<Request>, committed: Committed) {
         self.shared.log_rows.store(self.log.rows(), Atomic::Relaxed);
+        if let Some(mark) = &mut self.mark {
+            mark.write(self.log.last());
+        }
         if self.in_trouble {
             self.out_of_trouble();
         }
