@@ -12,6 +12,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use super::wal_check;
 use rusqlite::config::DbConfig;
 use rusqlite::types::ValueRef;
 use rusqlite::{Connection, ErrorCode, OpenFlags, Row};
@@ -196,6 +197,9 @@ pub(super) fn open_to_write(
     may_create: bool,
 ) -> Result<(Connection, bool), OpenError> {
     let using = |source| OpenError::using(path, source);
+    if disk.is_real() && synchronous == "FULL" {
+        wal_check::refuse_damage(path)?;
+    }
     let mut flags = OpenFlags::SQLITE_OPEN_READ_WRITE;
     flags.set(OpenFlags::SQLITE_OPEN_CREATE, may_create);
     let connection = disk.connect(path, flags).map_err(|source| match source.sqlite_error_code() {
