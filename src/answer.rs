@@ -67,8 +67,9 @@ pub enum Failure {
     /// The replica said no and why (disk full, another ring …). Nothing was stored.
     #[error("{0}")]
     Refused(Arc<str>),
-    /// Whoever was to answer is shutting down. It may or may not have been carried out.
-    #[error("shutting down")]
+    /// Whoever was to answer went away: it is shutting down, or its log failed in the middle of a commit. It may or
+    /// may not have been carried out.
+    #[error("gone without an answer")]
     Abandoned,
 }
 

@@ -21,6 +21,10 @@ pub fn machine_wall_us() -> i64 {
     i64::try_from(since_1970.as_micros()).unwrap_or(i64::MAX)
 }
 
+/// How far ahead of the own wall clock another server's is still believed: a day. Clocks that are merely wrong differ by
+/// less, and stamps that far ahead pass.
+const TOLD_AHEAD_MAX_US: i64 = 24 * 3600 * 1_000_000;
+
 /// A node's clock.
 pub struct Clock {
     wall: Box<dyn Fn() -> i64 + Send + Sync>,
@@ -60,6 +64,20 @@ impl Clock {
     /// Takes note of a stamp made elsewhere: later stamps are larger.
     pub fn observe(&self, stamp: Stamp) {
         self.last.fetch_max(stamp.0, Ordering::AcqRel);
+    }
+
+    /// Takes note of what another server says its clock is, if that is believable: one wild clock must not drag every
+    /// other along for good.
+    pub fn observe_told(&self, stamp: Stamp) {
+        if stamp.0 <= self.wall_us().saturating_add(TOLD_AHEAD_MAX_US) {
+            self.observe(stamp);
+        }
+    }
+
+    /// A stamp larger than every stamp made or observed before, and than `above`, which need not be believable.
+    pub fn stamp_above(&self, above: Stamp) -> Stamp {
+        self.observe_told(above);
+        self.stamp().max(Stamp(above.0.saturating_add(1)))
     }
 
     /// The largest stamp made or seen so far; what a node tells others of its clock.
@@ -111,6 +129,17 @@ mod tests {
         all.sort();
         all.dedup();
         assert_eq!(all.len(), made);
+    }
+
+    #[test]
+    fn a_wild_stamp_from_elsewhere_is_passed_but_does_not_drag_the_clock_along() {
+        let clock = Clock::with_wall(|| 1_000);
+        clock.observe_told(Stamp(i64::MAX));
+        assert_eq!(clock.stamp(), Stamp(1_000));
+        assert_eq!(clock.stamp_above(Stamp(i64::MAX - 5)), Stamp(i64::MAX - 4));
+        assert_eq!(clock.stamp(), Stamp(1_002));
+        clock.observe_told(Stamp(3_600_000_000));
+        assert_eq!(clock.stamp(), Stamp(3_600_000_001));
     }
 
     #[test]

@@ -210,12 +210,13 @@ settings! {
     "hints" {
         /// Keep hints for absent replicas and deliver them when they return. Without it, only read repair mends them.
         handoff: bool = true;
-        /// Seconds of absence after which no more hints are kept for a server (3 hours, as in Cassandra).
+        /// Seconds of absence after which no more hints are kept for a server (3 hours, as in Cassandra), counted from
+        /// when this server last saw it, or started.
         hint_window_s: u64 = 10_800, 0 to 1_000_000_000;
         /// Bytes of hints for one server, past which no more are kept for it.
         hint_bytes_per_node_max: usize = 1_073_741_824, 0 to 1_000_000_000_000;
         /// Mutations of one handoff message.
-        handoff_batch_mutations: usize = 512, 1 to 100_000;
+        handoff_batch_mutations: usize = 512, 1 to 10_000;
         /// Bytes of one handoff message.
         handoff_batch_bytes: usize = 1_048_576, 1_000 to 100_000_000;
         /// Milliseconds until handoff to a server that is up is tried again after a failure.
@@ -304,6 +305,13 @@ impl Config {
             let why =
                 "it must be at least message_bytes_max, or the largest message could not be read".to_owned();
             return Some(("buffered_bytes_max", self.buffered_bytes_max.to_string(), why));
+        }
+        let handoff_bytes = self.handoff_batch_bytes.saturating_add(8 * self.handoff_batch_mutations);
+        if handoff_bytes.saturating_add(MESSAGE_OVERHEAD_BYTES) > self.message_bytes_max {
+            let why =
+                "with handoff_batch_mutations it must fit message_bytes_max, or no hint could be delivered"
+                    .to_owned();
+            return Some(("handoff_batch_bytes", self.handoff_batch_bytes.to_string(), why));
         }
         if self.down_after_intervals <= self.suspect_after_intervals {
             let why = "it must be above suspect_after_intervals: Suspect comes before Down".to_owned();

@@ -105,12 +105,8 @@ impl Handoff {
             ));
         }
         let window_s = self.config.hint_window_s;
-        let absent_s = self.members.absent_for(target).map_or(0, |absent| absent.as_secs());
-        // This process may be younger than the absence: the oldest hint remembers. Only an absent server's does, for
-        // hints of one that is up are on their way out.
-        let oldest_s =
-            held.oldest_s.map_or(0, |oldest| self.clock.wall_s().saturating_sub(oldest).max(0) as u64);
-        let away_s = if self.members.is_alive(target) { 0 } else { absent_s.max(oldest_s) };
+        // Counted from when this server last saw it, or started; the bound on bytes holds across restarts.
+        let away_s = self.members.absent_for(target).map_or(0, |absent| absent.as_secs());
         if away_s > window_s {
             return Err(format!(
                 "server {target} has been away for {away_s} s, hints are kept for {window_s} s"
@@ -168,15 +164,19 @@ impl Handoff {
 
     /// Delivers to every server that returns, and again and again to servers that are up and have hints waiting.
     pub async fn run(self: Arc<Self>, mut returns: mpsc::Receiver<NodeId>) {
-        let retry = Duration::from_millis(self.config.handoff_retry_ms);
+        let mut retry = tokio::time::interval(Duration::from_millis(self.config.handoff_retry_ms));
+        retry.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             let due: Vec<NodeId> = tokio::select! {
                 biased; // a return is more urgent than a retry
                 returned = returns.recv() => match returned {
-                    Some(node) => vec![node],
+                    Some(node) => {
+                        self.said_full.lock().expect("no panic while it is held").remove(&node);
+                        vec![node]
+                    }
                     None => return,
                 },
-                () = tokio::time::sleep(retry) => self.nodes.clone(),
+                _ = retry.tick() => self.nodes.clone(),
             };
             if !self.config.handoff {
                 continue;

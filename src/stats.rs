@@ -58,9 +58,15 @@ impl Distribution {
         self.record(u64::try_from(took.as_micros()).unwrap_or(DISTRIBUTION_MAX));
     }
 
-    /// The value below which `percent` of all lie; 0 before the first.
-    pub fn percentile(&self, percent: f64) -> u64 {
-        self.0.lock().expect("no panic while it is held").value_at_percentile(percent)
+    /// The value below which `percent` of all lie, and a fresh start; `None`, and no fresh start, below `least` values.
+    pub fn take_percentile(&self, percent: f64, least: u64) -> Option<u64> {
+        let mut histogram = self.0.lock().expect("no panic while it is held");
+        if histogram.len() < least {
+            return None;
+        }
+        let value = histogram.value_at_percentile(percent);
+        histogram.reset();
+        Some(value)
     }
 
     fn report(&self, name: &str, unit: &str, values: &mut BTreeMap<String, i64>) {

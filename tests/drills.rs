@@ -277,8 +277,9 @@ fn a_later_quorum_put_wins_whatever_the_wall_clocks_say() {
 /// Small limits, so that little data is much.
 const SMALL: &str = "memtable_bytes_max = 1000000\nbase_cache_bytes = 1000000\nbase_mmap_bytes = 0\n";
 
-/// What a server of the small limits may take: two memtables, caches, buffers, and the program itself, unoptimised.
-const SMALL_RESIDENT_KB_MAX: u64 = 48_000;
+/// What a server of the small limits may take: two memtables, caches, buffers and the program itself came to 17 MB. Less
+/// than the 30 MB that each of four servers holds of 40,000 keys.
+const SMALL_RESIDENT_KB_MAX: u64 = 28_000;
 
 #[test]
 fn data_of_many_times_the_memory_budget_is_kept_within_bounds() {
@@ -368,7 +369,7 @@ fn peak_resident_kb(pid: u32) -> u64 {
 
 #[test]
 fn flipped_bytes_in_the_middle_of_the_log_are_reported() {
-    damaged("log.db", |path| {
+    damaged("log.db", Hit::Sure, |path| {
         let len = len(path);
         // Something in every page of the middle third: some of it is stored rows.
         for page in (len / 3 / 4096)..(len * 2 / 3 / 4096) {
@@ -379,23 +380,30 @@ fn flipped_bytes_in_the_middle_of_the_log_are_reported() {
 
 #[test]
 fn a_log_cut_at_its_end_is_reported() {
-    damaged("log.db", |path| cut(path, len(path) * 2 / 3));
+    damaged("log.db", Hit::Sure, |path| cut(path, len(path) * 2 / 3));
 }
 
 #[test]
 fn a_log_that_is_not_a_log_is_reported() {
-    damaged("log.db", |path| overwrite(path, 0, &[0x5a; 8_192]));
+    damaged("log.db", Hit::Sure, |path| overwrite(path, 0, &[0x5a; 8_192]));
 }
 
 /// SQLite itself takes a write-ahead log up to its first damaged frame and says nothing of the rest.
 #[test]
 fn flipped_bytes_in_the_write_ahead_log_are_reported() {
-    damaged("log.db-wal", |path| overwrite(path, len(path) / 4, &[0x5a; 64]));
+    damaged("log.db-wal", Hit::Perhaps, |path| overwrite(path, len(path) / 4, &[0x5a; 64]));
+}
+
+/// Does the damage hit something that counts? Much of a write-ahead log has been copied into its database already.
+#[derive(PartialEq)]
+enum Hit {
+    Sure,
+    Perhaps,
 }
 
 /// Fills one server, kills it, damages a file: started again it must refuse with a report that names the log, or (where
 /// the damage hit nothing that counts) have everything.
-fn damaged(file: &str, damage: impl Fn(&Path)) {
+fn damaged(file: &str, hit: Hit, damage: impl Fn(&Path)) {
     let mut cluster = Cluster::start(1, "");
     const KEYS: usize = 12_000;
     let mut client = cluster.client(0);
@@ -418,6 +426,7 @@ fn damaged(file: &str, damage: impl Fn(&Path)) {
             assert!(!said.contains("panicked"), "{said}");
         }
         None => {
+            assert!(hit == Hit::Perhaps, "damage that must have hit rows was not noticed");
             let mut client = cluster.client(0);
             for n in 0..KEYS {
                 let got = client.get(&large_key(n), "ONE").unwrap_or_else(|error| panic!("key {n}: {error}"));
@@ -491,10 +500,9 @@ fn on_a_full_disk_writes_are_refused_reads_go_on_and_space_mends_it() {
         );
     }
     assert_eq!(client.get(b"afterwards", "ONE").unwrap().as_deref(), Some(&b"x"[..]));
-    drop(cluster); // before the disk goes
 }
 
-/// A few megabytes mounted on a directory; unmounted when dropped.
+/// A few megabytes mounted on a directory; unmounted when dropped, which must be before the directory is deleted.
 struct SmallDisk(PathBuf);
 
 impl SmallDisk {
@@ -648,9 +656,13 @@ fn the_scripts_start_and_stop_exactly_the_servers_of_their_directory() {
     // The drill by hand: crash server 0, bring it back by its port alone.
     assert!(run(Command::new("sh").args(["-c", &format!("kill -9 {}", scripts.pid(0))])));
     let mut by_hand = scripts.server(scripts.cluster.port(0));
-    let pid = by_hand.id().to_string();
     wait_until("server 0 is back", || {
-        fs::read_to_string(scripts.cluster.data(0).join("READY")).is_ok_and(|ready| ready.trim() == pid)
+        // A killed process may hold its files and its port a moment longer.
+        if by_hand.try_wait().expect("a child can be asked").is_some() {
+            by_hand = scripts.server(scripts.cluster.port(0));
+        }
+        let ready = fs::read_to_string(scripts.cluster.data(0).join("READY")).unwrap_or_default();
+        ready.trim() == by_hand.id().to_string()
     });
     wait_until("it works", || {
         let put =

@@ -91,7 +91,7 @@ impl Stub {
             when.await;
             stub.under_way.fetch_sub(1, Ordering::SeqCst);
             stub.ended.fetch_add(1, Ordering::SeqCst);
-            got(key)
+            (got(key), None)
         }) as Pin<Box<_>>)
     }
 }

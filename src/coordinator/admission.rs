@@ -4,6 +4,9 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+/// How often a stop looks whether all is done.
+const DRAIN_LOOK: std::time::Duration = std::time::Duration::from_millis(2);
+
 /// The bounds and what is taken of them.
 pub struct Admission {
     requests_max: usize,
@@ -37,9 +40,29 @@ impl Admission {
         (requests <= self.requests_max && held <= self.bytes_max).then_some(admitted)
     }
 
+    /// Waits until nothing is under way.
+    pub async fn drained(&self) {
+        while self.under_way().0 > 0 {
+            tokio::time::sleep(DRAIN_LOOK).await;
+        }
+    }
+
     /// Requests and bytes under way now.
     pub fn under_way(&self) -> (usize, usize) {
         (self.requests.load(Ordering::Relaxed), self.bytes.load(Ordering::Relaxed))
+    }
+}
+
+impl Admitted {
+    /// Takes `more` bytes, or says no and takes none.
+    pub fn grow(&mut self, more: usize) -> bool {
+        let held = self.admission.bytes.fetch_add(more, Ordering::Relaxed) + more;
+        if held > self.admission.bytes_max {
+            self.admission.bytes.fetch_sub(more, Ordering::Relaxed);
+            return false;
+        }
+        self.bytes += more;
+        true
     }
 }
 
@@ -64,7 +87,12 @@ mod tests {
         drop(first);
         let third = admission.admit(60).unwrap();
         assert_eq!(admission.under_way(), (2, 100));
-        drop((second, third));
+        let mut third = third;
+        assert!(!third.grow(1));
+        drop(second);
+        assert!(third.grow(40));
+        assert_eq!(admission.under_way(), (1, 100));
+        drop(third);
         assert_eq!(admission.under_way(), (0, 0));
     }
 }

@@ -41,9 +41,10 @@ use crate::mutation::Mutation;
 use crate::replica::{Outgoing, Replicas};
 use crate::ring::Ring;
 use crate::slice::Slice;
-use crate::stats::Stats;
+use crate::stats::{Distribution, Stats};
 
-use admission::{Admission, Admitted};
+use admission::Admission;
+pub use admission::Admitted;
 pub use level::Level;
 use read::{Next, ReadOp};
 pub use trace::Trace;
@@ -62,6 +63,8 @@ pub struct Coordinator {
     admission: Arc<Admission>,
     /// Microseconds after which a read asks one replica more; renewed by [`Coordinator::renew_speculation`].
     speculate_after_us: AtomicU64,
+    /// Times of reads that asked other servers, since the last renewal.
+    recent_reads: Distribution,
     random: Mutex<fastrand::Rng>,
 }
 
@@ -75,12 +78,13 @@ pub struct Written {
 }
 
 /// A read that met its level.
-#[derive(Clone, Debug, PartialEq)]
 pub struct Found {
     /// The newest version of each cell, in column order, tombstones and expired ones included.
     pub cells: Vec<(Bytes, Cell)>,
     /// False: the slice's bound cut it; there may be more cells behind the last one.
     pub complete: bool,
+    /// Its share of what answers may take in memory; to be kept until the answer has been sent.
+    pub held: Option<Admitted>,
 }
 
 /// Why a request did not meet its level, and what happened to the data.
@@ -129,12 +133,26 @@ pub enum Refused {
         why: String,
     },
     /// Too much is under way, or every replica refused. Nothing was written.
-    #[error("Overloaded: {why}; nothing was written, try again later")]
+    #[error("Overloaded: {why}; {nothing}, try again later")]
     Overloaded {
         /// What is too much, or what the replicas said.
         why: String,
+        /// What did not happen: "nothing was written" or "nothing was read".
+        nothing: &'static str,
     },
 }
+
+/// A server whose connection broke is dialled again at once; its requests wait this long for the outcome.
+const REDIAL_PAUSE: Duration = Duration::from_millis(5);
+
+/// How long to wait before a hint is offered again to a log whose queue was full.
+const HINT_PAUSE: Duration = Duration::from_millis(50);
+
+/// Reads that must have been made before the delay of speculative retries is renewed.
+const SPECULATION_READS_MIN: u64 = 20;
+
+/// Answers from this server's own store below this size are sent at once and not counted.
+const UNCOUNTED_BYTES_MAX: usize = 65_536;
 
 /// Where the stamp of a write comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -173,6 +191,7 @@ impl Coordinator {
             stats,
             admission,
             speculate_after_us,
+            recent_reads: Distribution::default(),
             random,
         }
     }
@@ -207,7 +226,7 @@ impl Coordinator {
         start: Instant,
         trace: &mut Trace,
     ) -> Result<Written, Refused> {
-        let admitted = self.admit(mutation.encoded_len())?;
+        let admitted = self.admit(mutation.encoded_len(), "nothing was written")?;
         let (alive, absent) = self.split_by_liveness(&mutation.partition);
         self.check_available(level, &alive, &absent, "nothing was written")?;
         let stamp = match stamping {
@@ -298,17 +317,31 @@ impl Coordinator {
     ) -> Verdict {
         let deadline = tokio::time::sleep_until(round.deadline);
         tokio::pin!(deadline);
+        let mut again = Vec::new();
         loop {
             match round.op.verdict() {
                 Verdict::Pending => {}
                 Verdict::Failed if round.op.may_be_unstored() && answers.due() > 0 => {}
+                Verdict::Failed => match round.op.hint_instead() {
+                    failed if failed.is_empty() => return Verdict::Failed,
+                    failed => {
+                        failed.iter().for_each(|node| {
+                            self.handoff.keep(round.outgoing.mutation(), hints.expect(*node))
+                        });
+                        continue;
+                    }
+                },
                 verdict => return verdict,
             }
             tokio::select! {
                 biased; // an answer that is there counts, even at the deadline
                 Some((node, answer)) = answers.next() => {
                     trace.note(|| format!("server {node}: {}", describe_apply(&answer)));
-                    round.op.note(node, answer);
+                    if self.is_being_redialled(node, &answer) {
+                        again.push(node);
+                    } else {
+                        round.op.note(node, answer);
+                    }
                 }
                 Some((node, outcome)) = hints.next() => {
                     trace.note(|| format!("hint for server {node}: {}", describe_hint(&outcome)));
@@ -318,30 +351,79 @@ impl Coordinator {
                     trace.note(|| "the deadline has passed");
                     return Verdict::Pending;
                 }
+                () = tokio::time::sleep(REDIAL_PAUSE), if !again.is_empty() => {
+                    for node in again.drain(..) {
+                        if self.members.is_alive(node) {
+                            self.replicas.apply(&round.outgoing, answers.expect(node));
+                        } else {
+                            round.op.note(node, ApplyAnswer::Failed(Failure::Unreachable));
+                        }
+                    }
+                }
             }
         }
     }
 
+    /// True if the request was certainly not sent, and a moment later it may be known whether that server is there.
+    fn is_being_redialled(&self, node: NodeId, answer: &ApplyAnswer) -> bool {
+        *answer == ApplyAnswer::Failed(Failure::Unreachable) && self.members.state(node) == State::Suspect
+    }
+
     /// Awaits, in the background, the answers that the client does not wait for. Whoever fails gets a hint.
-    fn settle(self: &Arc<Self>, mut round: Round, mut answers: Answers<ApplyAnswer>) {
-        if answers.due() == 0 {
-            let failed: Vec<NodeId> = round.op.failures().map(|(node, _)| node).collect();
-            return self.hint_and_forget(&round.outgoing, failed.into_iter());
+    fn settle(self: &Arc<Self>, round: Round, answers: Answers<ApplyAnswer>) {
+        if round.op.waiting().next().is_some() || round.op.failures().next().is_some() {
+            tokio::spawn(self.clone().settle_late(round, answers));
         }
-        let coordinator = self.clone();
-        tokio::spawn(async move {
-            let late = async {
-                while let Some((node, answer)) = answers.next().await {
-                    round.op.note(node, answer);
+    }
+
+    async fn settle_late(self: Arc<Self>, mut round: Round, mut answers: Answers<ApplyAnswer>) {
+        let late = async {
+            while let Some((node, answer)) = answers.next().await {
+                round.op.note(node, answer);
+            }
+        };
+        // After the deadline whoever is silent gets a hint too; it may have the mutation, which does no harm.
+        let _ = tokio::time::timeout_at(round.deadline, late).await;
+        // This server keeps no hints for itself, but a full queue passes.
+        let takes_it_later =
+            |(node, failure): &(NodeId, &Failure)| *node != self.me || **failure == Failure::Overloaded;
+        let failed = round.op.failures().filter(takes_it_later).map(|(node, _)| node);
+        let silent = round.op.waiting().filter(|node| *node != self.me);
+        let missing = failed.chain(silent).collect();
+        self.make_up(&round.outgoing, missing).await;
+        drop(round.admitted); // now nothing of this request is under way
+    }
+
+    /// Keeps hints for the servers that miss the mutation, again and again while this server's own log is too busy.
+    async fn make_up(&self, outgoing: &Outgoing, mut missing: Vec<NodeId>) {
+        let until = Instant::now() + self.config.write_timeout();
+        loop {
+            let (mut hints, mut own) = (Answers::default(), Answers::default());
+            for node in missing.drain(..) {
+                if node == self.me {
+                    self.replicas.apply(outgoing, own.expect(node));
+                } else {
+                    self.handoff.keep(outgoing.mutation(), hints.expect(node));
                 }
-            };
-            // After the deadline whoever is silent gets a hint too; it may have the mutation, which does no harm.
-            let _ = tokio::time::timeout_at(round.deadline, late).await;
-            let failed = round.op.failures().map(|(node, _)| node);
-            let missing: Vec<NodeId> = failed.chain(round.op.waiting()).collect();
-            coordinator.hint_and_forget(&round.outgoing, missing.into_iter());
-            drop(round.admitted);
-        });
+            }
+            while let Some((node, outcome)) = hints.next().await {
+                missing.extend((outcome == Err(Failure::Overloaded)).then_some(node));
+            }
+            while let Some((node, answer)) = own.next().await {
+                missing.extend((answer == ApplyAnswer::Failed(Failure::Overloaded)).then_some(node));
+            }
+            if missing.is_empty() {
+                return;
+            }
+            if Instant::now() >= until {
+                self.stats.hints_dropped.add(missing.len() as u64);
+                return log::warn!(
+                    "server {}: no hint for servers {missing:?}: the log is overloaded",
+                    self.me
+                );
+            }
+            tokio::time::sleep(HINT_PAUSE).await;
+        }
     }
 
     fn hint_and_forget(&self, outgoing: &Outgoing, nodes: impl Iterator<Item = NodeId>) {
@@ -360,7 +442,11 @@ impl Coordinator {
         let start = Instant::now();
         let outcome = match self.read_here_if_enough(&slice, level, trace) {
             Some(found) => Ok(found),
-            None => self.try_read(slice, level, start, trace).await,
+            None => {
+                let outcome = self.try_read(slice, level, start, trace).await;
+                self.recent_reads.record_time(start.elapsed());
+                outcome
+            }
         };
         self.stats.read.record_time(start.elapsed());
         match &outcome {
@@ -387,7 +473,11 @@ impl Coordinator {
         match self.replicas.read_here(slice) {
             ReadAnswer::Cells { cells, complete } => {
                 trace.note(|| format!("server {} answers from its own store, {level}", self.me));
-                Some(Found { cells, complete })
+                // A large answer takes its share of the memory for answers; if there is none, the long way says so.
+                let bytes = cells.iter().map(|(_, cell)| cell.value_bytes().len()).sum();
+                let held =
+                    if bytes < UNCOUNTED_BYTES_MAX { None } else { Some(self.admission.admit(bytes)?) };
+                Some(Found { cells, complete, held })
             }
             ReadAnswer::Failed(failure) => {
                 trace.note(|| format!("server {}: {failure}", self.me));
@@ -403,7 +493,8 @@ impl Coordinator {
         start: Instant,
         trace: &mut Trace,
     ) -> Result<Found, Refused> {
-        let _admitted = self.admit(slice.partition.len())?;
+        let mut admitted = self.admit(slice.partition.len(), "nothing was read")?;
+        let replicas = self.ring.replicas(&slice.partition);
         let (mut alive, absent) = self.split_by_liveness(&slice.partition);
         self.check_available(level, &alive, &absent, "nothing was read")?;
         self.best_first(&mut alive);
@@ -412,8 +503,16 @@ impl Coordinator {
         let deadline = start + self.config.read_timeout();
         loop {
             let mut op = ReadOp::new(needed, alive.clone());
-            drop(self.await_answers(&mut op, &slice, deadline, trace).await);
+            self.await_answers(&mut op, &slice, &mut admitted, deadline, trace).await?;
             let answered = op.answered();
+            if answered < needed && self.wait_for_redial(op.failures(), deadline).await {
+                (alive, _) = self.split_by_liveness(&slice.partition);
+                let absent: Vec<NodeId> =
+                    replicas.iter().copied().filter(|node| !alive.contains(node)).collect();
+                self.check_available(level, &alive, &absent, "nothing was read")?;
+                self.best_first(&mut alive);
+                continue;
+            }
             if answered < needed {
                 let why = describe_failures(op.failures().iter().map(|(node, failure)| (*node, failure)));
                 return Err(Refused::ReadTimeout { level, needed, answered, why });
@@ -422,13 +521,13 @@ impl Coordinator {
                 self.compare_by_chance(&op, &slice);
             }
             let resolved = op.resolve(slice.cells_max);
-            let found = Found { cells: resolved.cells, complete: resolved.complete };
+            let found = |held| Found { cells: resolved.cells, complete: resolved.complete, held: Some(held) };
             if !self.config.read_repair || resolved.repairs.is_empty() {
-                return Ok(found);
+                return Ok(found(admitted));
             }
             let current = answered - resolved.repairs.len();
             match self.repair(&slice, resolved.repairs, deadline, trace).await {
-                Ok(()) => return Ok(found),
+                Ok(()) => return Ok(found(admitted)),
                 // A replica that cannot be mended (its disk is full, say) must not stop reads that the others can answer.
                 Err((unmended, _)) if alive.len() > needed => alive.retain(|node| *node != unmended),
                 Err((unmended, failure)) => {
@@ -440,14 +539,27 @@ impl Coordinator {
         }
     }
 
+    /// True if a server that could not be asked is being dialled again, after giving that a moment.
+    async fn wait_for_redial(&self, failures: &[(NodeId, Failure)], deadline: Instant) -> bool {
+        let redialled = |(node, failure): &(NodeId, Failure)| {
+            *failure == Failure::Unreachable && self.members.state(*node) == State::Suspect
+        };
+        let worth_it = failures.iter().any(redialled) && Instant::now() + REDIAL_PAUSE < deadline;
+        if worth_it {
+            tokio::time::sleep(REDIAL_PAUSE).await;
+        }
+        worth_it
+    }
+
     /// Asks as many replicas as needed, one more where one fails or is slow, until enough answered or it is hopeless.
     async fn await_answers(
         &self,
         op: &mut ReadOp,
         slice: &Slice,
+        admitted: &mut Admitted,
         deadline: Instant,
         trace: &mut Trace,
-    ) -> Answers<ReadAnswer> {
+    ) -> Result<(), Refused> {
         let mut answers = Answers::default();
         for node in op.first() {
             trace.note(|| format!("to server {node}"));
@@ -461,10 +573,14 @@ impl Coordinator {
             tokio::select! {
                 biased; // an answer that is there counts, even at the deadline
                 answer = answers.next() => {
-                    let Some((node, answer)) = answer else { return answers };
+                    let Some((node, answer)) = answer else { return Ok(()) };
+                    if !admitted.grow(bytes_of(&answer)) {
+                        let why = "the answers of the requests under way here take too much memory".to_owned();
+                        return Err(Refused::Overloaded { why, nothing: "nothing was read" });
+                    }
                     trace.note(|| format!("server {node}: {}", describe_read(&answer)));
                     match op.note(node, answer) {
-                        Next::Enough | Next::Impossible => return answers,
+                        Next::Enough | Next::Impossible => return Ok(()),
                         Next::Ask(next) => {
                             trace.note(|| format!("to server {next} instead"));
                             self.replicas.read(slice, answers.expect(next));
@@ -475,7 +591,7 @@ impl Coordinator {
                 () = &mut timer => {
                     if Instant::now() >= deadline {
                         trace.note(|| "the deadline has passed");
-                        return answers;
+                        return Ok(());
                     }
                     timer.as_mut().reset(deadline);
                     if let Some(next) = op.slow() {
@@ -532,13 +648,19 @@ impl Coordinator {
             return;
         }
         let (alive, _) = self.split_by_liveness(&slice.partition);
+        if alive.len() < 2 {
+            return;
+        }
         let (coordinator, slice) = (self.clone(), slice.clone());
         tokio::spawn(async move {
-            let Some(_admitted) = coordinator.admission.admit(slice.partition.len()) else { return };
+            let Some(mut admitted) = coordinator.admission.admit(slice.partition.len()) else { return };
             let deadline = Instant::now() + coordinator.config.read_timeout();
             let mut op = ReadOp::new(alive.len(), alive);
             let mut trace = Trace::new(false);
-            coordinator.await_answers(&mut op, &slice, deadline, &mut trace).await;
+            if coordinator.await_answers(&mut op, &slice, &mut admitted, deadline, &mut trace).await.is_err()
+            {
+                return;
+            }
             let repairs = op.resolve(slice.cells_max).repairs;
             if let Err((node, failure)) = coordinator.repair(&slice, repairs, deadline, &mut trace).await {
                 log::debug!(
@@ -553,10 +675,11 @@ impl Coordinator {
         self.random.lock().expect("no panic while it is held").f64() < chance
     }
 
-    fn admit(&self, bytes: usize) -> Result<Admitted, Refused> {
+    fn admit(&self, bytes: usize, nothing: &'static str) -> Result<Admitted, Refused> {
         self.admission.admit(bytes).ok_or_else(|| {
             let (requests, bytes) = self.admission.under_way();
-            Refused::Overloaded { why: format!("{requests} requests of {bytes} bytes are under way here") }
+            let why = format!("{requests} requests of {bytes} bytes are under way here");
+            Refused::Overloaded { why, nothing }
         })
     }
 
@@ -595,11 +718,19 @@ impl Coordinator {
         });
     }
 
-    /// Renews, from the reads so far, the delay after which a read asks one replica more: what 99 of 100 stayed below.
-    /// Called about once a second.
+    /// Renews, from the reads since the last time, the delay after which a read asks one replica more: what 99 of 100
+    /// stayed below. Called about once a second.
     pub fn renew_speculation(&self) {
         let least_us = self.config.speculative_retry_min_ms * 1000;
-        self.speculate_after_us.store(self.stats.read.percentile(99.0).max(least_us), Ordering::Relaxed);
+        let most_us = (self.config.read_timeout_ms * 1000 / 4).max(least_us);
+        if let Some(p99_us) = self.recent_reads.take_percentile(99.0, SPECULATION_READS_MIN) {
+            self.speculate_after_us.store(p99_us.clamp(least_us, most_us), Ordering::Relaxed);
+        }
+    }
+
+    /// Waits until nothing is under way, hints for late replicas included.
+    pub async fn drained(&self) {
+        self.admission.drained().await;
     }
 
     /// What is under way now, for `stats`.
@@ -631,7 +762,8 @@ impl Round {
     fn refused(&self, level: Level) -> Refused {
         let why = describe_failures(self.op.failures());
         if self.op.nothing_stored() {
-            return Refused::Overloaded { why: format!("no replica took it{why}") };
+            let why = format!("no replica took it{why}");
+            return Refused::Overloaded { why, nothing: "nothing was written" };
         }
         let (needed, acknowledged) = (self.op.needed(), self.op.acknowledged());
         Refused::WriteTimeout { level, needed, acknowledged, why }
@@ -641,6 +773,16 @@ impl Round {
 fn describe_failures<'a>(failures: impl Iterator<Item = (NodeId, &'a Failure)>) -> String {
     let texts: Vec<String> = failures.map(|(node, failure)| format!("server {node}: {failure}")).collect();
     if texts.is_empty() { String::new() } else { format!(" ({})", texts.join("; ")) }
+}
+
+/// Memory that an answer takes, approximately.
+fn bytes_of(answer: &ReadAnswer) -> usize {
+    match answer {
+        ReadAnswer::Cells { cells, .. } => {
+            cells.iter().map(|(column, cell)| column.len() + cell.encoded_len()).sum()
+        }
+        ReadAnswer::Failed(_) => 0,
+    }
 }
 
 fn describe_apply(answer: &ApplyAnswer) -> String {

@@ -25,6 +25,8 @@ pub struct WriteOp {
     needed: usize,
     /// *Behind* acknowledges from the first.
     behind_acknowledges: bool,
+    /// At ANY, the failed replicas were given up for hints.
+    hinted_instead: bool,
     slots: Vec<Slot>,
 }
 
@@ -74,6 +76,7 @@ impl WriteOp {
             level,
             needed: level.needed(replicas),
             behind_acknowledges: stamp_given || !level.is_strong(replicas),
+            hinted_instead: false,
             slots: waiting.chain(hinting).collect(),
         }
     }
@@ -101,6 +104,19 @@ impl WriteOp {
                 Err(failure) => SlotState::Failed(failure),
             };
         }
+    }
+
+    /// At ANY a hint is enough: the replicas that failed and are to be hinted instead, once. Empty at other levels.
+    pub fn hint_instead(&mut self) -> Vec<NodeId> {
+        if self.level != Level::Any || std::mem::replace(&mut self.hinted_instead, true) {
+            return Vec::new();
+        }
+        let failed = self.slots.iter_mut().filter(|slot| matches!(slot.state, SlotState::Failed(_)));
+        let give_up = |slot: &mut Slot| {
+            slot.state = SlotState::Absent;
+            slot.node
+        };
+        failed.map(give_up).collect()
     }
 
     /// Where the write stands.
@@ -234,7 +250,7 @@ mod tests {
     }
 
     /// `write LEVEL alive IDS [absent IDS] [given]`, `ID applied|behind STAMP|lost|refused`, `hint ID ok|refused`,
-    /// `restamped`.
+    /// `restamped`, `instead` (hint the failed ones instead).
     fn step(op: &mut Option<WriteOp>, line: &str) {
         let words: Vec<&str> = line.split_whitespace().collect();
         let node = |word: &str| NodeId(word.parse().expect("an id"));
@@ -248,6 +264,7 @@ mod tests {
                 *op = Some(WriteOp::new(level, &ids("alive"), &ids("absent"), words.contains(&"given")));
             }
             "restamped" => op.as_mut().expect("a write").restamped(),
+            "instead" => drop(op.as_mut().expect("a write").hint_instead()),
             "hint" => {
                 let refused = Err(Failure::Refused("disk full".into()));
                 let outcome = if words[2] == "ok" { Ok(()) } else { refused };

@@ -385,7 +385,7 @@ async fn wrong_use_is_exit_code_2() {
     for arguments in [
         vec!["inspector", "--nodes", "/no/such/nodes.txt"],
         vec!["inspector", "--key", "256"],
-        vec!["inspector", "--offline", "data/0"],
+        vec!["inspector", "--offline", "/no/such/directory"],
     ] {
         assert_eq!(run(&Options::parse_from(arguments)).await, WRONG_USE);
     }

@@ -46,7 +46,8 @@ pub enum IdentityError {
     /// It holds data but does not say whose.
     #[error(
         "{dir} holds data but no readable {FILE} ({why}); restore that file from a copy, or move the directory away \
-         and start with an empty one: the other replicas bring the data back",
+         and start with an empty one: the other replicas have what they acknowledged, reads at ALL bring it back, and \
+         the hints it kept for others are lost",
         dir = dir.display()
     )]
     Unreadable {
@@ -95,7 +96,7 @@ pub(super) fn claim(
 fn load(dir: &Path) -> Result<Option<Remembered>, IdentityError> {
     let unreadable = |why: String| IdentityError::Unreadable { dir: dir.to_owned(), why };
     match fs::read(dir.join(FILE)) {
-        Ok(bytes) => serde_json::from_slice(&bytes).map(Some).map_err(|error| unreadable(error.to_string())),
+        Ok(bytes) => parse(dir, &bytes),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
             if dir.join("log.db").exists() || dir.join("data.db").exists() {
                 return Err(unreadable("it is missing".to_owned()));
@@ -106,14 +107,24 @@ fn load(dir: &Path) -> Result<Option<Remembered>, IdentityError> {
     }
 }
 
+fn parse(dir: &Path, bytes: &[u8]) -> Result<Option<Remembered>, IdentityError> {
+    #[derive(Deserialize)]
+    struct OfAnyFormat {
+        format: u32,
+    }
+    let unreadable =
+        |error: serde_json::Error| IdentityError::Unreadable { dir: dir.to_owned(), why: error.to_string() };
+    let OfAnyFormat { format } = serde_json::from_slice(bytes).map_err(unreadable)?;
+    if format != FORMAT {
+        let why =
+            format!("it has format {format}, this program knows {FORMAT}; use the program that wrote it");
+        return Err(IdentityError::Foreign { dir: dir.to_owned(), why });
+    }
+    serde_json::from_slice(bytes).map(Some).map_err(unreadable)
+}
+
 /// What does not fit between what the directory remembers and what is claimed now.
 fn conflict(former: &Remembered, claimed: &Remembered) -> Option<String> {
-    if former.format != claimed.format {
-        return Some(format!(
-            "it has format {}, this program knows {FORMAT}; use the program that wrote it",
-            former.format
-        ));
-    }
     if former.cluster != claimed.cluster {
         return Some(format!(
             "it belongs to cluster '{}', not '{}'; correct cluster_name, or use another --data directory",

@@ -76,6 +76,9 @@ pub struct Node {
     id: NodeId,
     store: Store,
     links: Arc<Links>,
+    coordinator: Arc<Coordinator>,
+    /// For what is under way when the server stops.
+    stop_timeout: Duration,
     shutdown: watch::Sender<bool>,
     serving: JoinHandle<()>,
     background: Vec<JoinHandle<()>>,
@@ -146,7 +149,7 @@ impl Node {
             replicas,
             links: links.clone(),
             handoff,
-            coordinator,
+            coordinator: coordinator.clone(),
             clock,
             stats: stats.clone(),
             refusals_said: Default::default(),
@@ -163,7 +166,18 @@ impl Node {
             data.display(),
             config.durability.as_str()
         );
-        Ok(Node { id, store, links, shutdown, serving, background, _directory: directory })
+        let stop_timeout = 2 * config.write_timeout() + config.read_timeout();
+        Ok(Node {
+            id,
+            store,
+            links,
+            coordinator,
+            stop_timeout,
+            shutdown,
+            serving,
+            background,
+            _directory: directory,
+        })
     }
 
     /// Stops a server: no new connections, calls under way are answered, what is queued is committed, files are closed.
@@ -172,6 +186,10 @@ impl Node {
         self.shutdown.send_replace(true);
         if let Err(error) = self.serving.await {
             log::error!("server {}: serving ended with {error}", self.id);
+        }
+        // Replicas that have not answered yet may still do so, or get their hint.
+        if tokio::time::timeout(self.stop_timeout, self.coordinator.drained()).await.is_err() {
+            log::warn!("server {}: stops with requests under way; slow replicas may miss them", self.id);
         }
         for task in self.background {
             task.abort();

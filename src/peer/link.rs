@@ -328,7 +328,7 @@ impl Link {
 
     fn observe(&self, clock: Option<Stamp>) {
         if let Some(clock) = clock {
-            self.clock.observe(clock);
+            self.clock.observe_told(clock);
         }
     }
 

@@ -171,7 +171,7 @@ mod tests {
             (-2, "", ApplyAnswer::Behind(Stamp(-2))),
             (-1, "disk full", ApplyAnswer::Failed(Failure::Refused("disk full".into()))),
             (-1, "overloaded", ApplyAnswer::Failed(Failure::Overloaded)),
-            (-1, "shutting down", ApplyAnswer::Failed(Failure::Abandoned)),
+            (-1, "gone without an answer", ApplyAnswer::Failed(Failure::Abandoned)),
         ] {
             let (answer, aside) = given(&applied_message(&[number], refused), Asked::Apply).await;
             let failed = number == -1;

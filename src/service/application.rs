@@ -11,10 +11,12 @@ use crate::coordinator::{Found, Level, Refused, Stamping, Trace};
 use crate::key::KV_TABLE;
 use crate::mutation::Mutation;
 use crate::thrift::chord::{self, *};
-use crate::thrift::connection::Answering;
+use crate::thrift::connection::{Answering, Held};
 use crate::thrift::method::{Refusal, Reply};
 
-use super::{Service, Wrong, check_read_level, kv_slice};
+use tokio::time::Instant;
+
+use super::{Service, Wrong, check_read_level, hold, kv_slice};
 
 /// Longest time to live, in seconds: 20 years, as in Cassandra.
 const TTL_MAX_S: i32 = 20 * 365 * 24 * 3600;
@@ -70,10 +72,14 @@ impl Service {
             Err(refusal) => return Answering::Now(Reply::Get(Err(refusal))),
         };
         let service = self.clone();
-        let mut read = Box::pin(async move { Reply::Get(service.read(read).await) });
+        let mut read = Box::pin(async move {
+            let (outcome, held) = service.read(read).await;
+            (Reply::Get(outcome), held)
+        });
         // One poll without a waker's help: a read that needs nobody else is ready at once.
         match futures_util::FutureExt::now_or_never(read.as_mut()) {
-            Some(reply) => Answering::Now(reply),
+            Some((reply, None)) => Answering::Now(reply),
+            Some(large) => Answering::Later(Box::pin(std::future::ready(large))),
             None => Answering::Later(read),
         }
     }
@@ -85,10 +91,14 @@ impl Service {
         Ok(CheckedGet { key, level, trace: Trace::new(request.trace == Some(true)) })
     }
 
-    async fn read(&self, mut get: CheckedGet) -> Result<GetResult, Refusal> {
-        let found =
-            self.coordinator.read(kv_slice(get.key), get.level, &mut get.trace).await.map_err(refusal)?;
-        Ok(self.get_result(found, get.trace))
+    async fn read(&self, mut get: CheckedGet) -> (Result<GetResult, Refusal>, Held) {
+        match self.coordinator.read(kv_slice(get.key), get.level, &mut get.trace).await {
+            Ok(mut found) => {
+                let held = hold(&mut found);
+                (Ok(self.get_result(found, get.trace)), held)
+            }
+            Err(refused) => (Err(refusal(refused)), None),
+        }
     }
 
     fn get_result(&self, found: Found, trace: Trace) -> GetResult {
@@ -102,38 +112,66 @@ impl Service {
     }
 
     /// Carries out the operations, many at a time, and answers them in order. What a request brings is bounded by the
-    /// size of a message; what its gets return is bounded by the same number: past it they are refused one by one.
-    pub(super) async fn batch(self: Arc<Self>, request: BatchRequest) -> Result<BatchResult, Refusal> {
-        let operations =
-            request.operations.ok_or_else(|| self.invalid(Wrong("the operations are missing".to_owned())))?;
+    /// size of a message; what its gets return is bounded by the same number: past it they are refused one by one. So
+    /// are operations that could not be begun in time.
+    pub(super) async fn batch(
+        self: Arc<Self>,
+        request: BatchRequest,
+    ) -> (Result<BatchResult, Refusal>, Held) {
+        match self.check_batch(request) {
+            Ok(operations) => {
+                let (outcomes, held) = self.operate_all(operations).await;
+                (Ok(BatchResult::new(outcomes)), Some(Box::new(held)))
+            }
+            Err(wrong) => (Err(self.invalid(wrong)), None),
+        }
+    }
+
+    fn check_batch(&self, request: BatchRequest) -> Result<Vec<Operation>, Wrong> {
+        let operations = request.operations.ok_or_else(|| Wrong("the operations are missing".to_owned()))?;
         let most = self.config.batch_operations_max;
         if operations.len() > most {
             let why =
                 format!("the batch has {} operations; this server takes at most {most}", operations.len());
-            return Err(self.invalid(Wrong(why)));
+            return Err(Wrong(why));
         }
+        Ok(operations)
+    }
+
+    async fn operate_all(self: Arc<Self>, operations: Vec<Operation>) -> (Vec<Outcome>, Vec<Held>) {
+        let begin_until = Instant::now() + self.config.write_timeout() + self.config.read_timeout();
         let mut waiting = operations.into_iter();
         let mut under_way = FuturesOrdered::new();
         let mut outcomes = Vec::with_capacity(waiting.len());
+        let mut all_held = Vec::new();
         let mut room_bytes = self.config.message_bytes_max;
         loop {
             while under_way.len() < BATCH_UNDER_WAY_MAX
+                && Instant::now() < begin_until
                 && let Some(operation) = waiting.next()
             {
                 under_way.push_back(self.clone().operate(operation));
             }
-            let Some(outcome) = under_way.next().await else { break };
+            let Some((outcome, held)) = under_way.next().await else { break };
             outcomes.push(bounded(outcome, &mut room_bytes));
+            all_held.extend(held.map(Some));
         }
-        Ok(BatchResult::new(outcomes))
+        outcomes
+            .extend(waiting.map(|_| overloaded("this batch ran out of time before it; nothing was done")));
+        (outcomes, all_held)
     }
 
-    async fn operate(self: Arc<Self>, operation: Operation) -> Outcome {
+    async fn operate(self: Arc<Self>, operation: Operation) -> (Outcome, Held) {
+        let mut held = None;
         let mut outcome = Outcome::new(None, None, None, None, None, None);
         let refused = match (operation.put, operation.get, operation.remove) {
             (Some(put), None, None) => self.put(put).await.map(|written| outcome.written = Some(written)),
             (None, Some(get), None) => match self.check_get(get) {
-                Ok(get) => self.read(get).await.map(|got| outcome.got = Some(got)),
+                Ok(get) => {
+                    let (got, large) = self.read(get).await;
+                    held = large;
+                    got.map(|got| outcome.got = Some(got))
+                }
                 Err(refusal) => Err(refusal),
             },
             (None, None, Some(remove)) => {
@@ -148,7 +186,7 @@ impl Service {
             Err(Refusal::Overloaded(overloaded)) => outcome.overloaded = Some(overloaded),
             Err(Refusal::InvalidRequest(invalid)) => outcome.invalid = Some(invalid),
         }
-        outcome
+        (outcome, held)
     }
 
     pub(super) fn describe(&self) -> Description {
@@ -223,9 +261,11 @@ fn bounded(outcome: Outcome, room_bytes: &mut usize) -> Outcome {
         *room_bytes -= size;
         return outcome;
     }
-    let message =
-        "the values of this batch exceed the size of a message; get the rest in another call".to_owned();
-    Outcome::new(None, None, None, None, Overloaded { message: Some(message) }, None)
+    overloaded("the values of this batch exceed the size of a message; get the rest in another call")
+}
+
+fn overloaded(message: &str) -> Outcome {
+    Outcome::new(None, None, None, None, Overloaded { message: Some(message.to_owned()) }, None)
 }
 
 /// What a refusal of the coordinator is on the wire.

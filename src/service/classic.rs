@@ -15,8 +15,9 @@ use crate::handoff::HandoffError;
 use crate::key::KV_TABLE;
 use crate::mutation::Mutation;
 use crate::thrift::chord::{ClientRequest, KV, ServerResponse, SystemException};
+use crate::thrift::connection::Held;
 
-use super::{Service, Wrong, check_read_level, kv_slice};
+use super::{Service, Wrong, check_read_level, hold, kv_slice};
 
 const SUCCESS: &str = "SUCCESS";
 /// No replica has the key. An answer, not an error.
@@ -26,6 +27,7 @@ impl Service {
     pub(super) async fn client_get(
         self: Arc<Self>,
         request: ClientRequest,
+        held: &mut Held,
     ) -> Result<ServerResponse, SystemException> {
         let (level, kv) = self.check_client_request(request)?;
         let level = check_read_level(level).map_err(|wrong| self.refuse(wrong))?;
@@ -34,7 +36,8 @@ impl Service {
             return Err(self.refuse(Wrong("a get takes no value".to_owned())));
         }
         let found = self.coordinator.read(kv_slice(partition(key)), level, &mut Trace::new(false)).await;
-        let found = found.map_err(|refused| exception(refused.to_string()))?;
+        let mut found = found.map_err(|refused| exception(refused.to_string()))?;
+        *held = hold(&mut found);
         self.classic_answer(key, found.cells.into_iter().next().map(|(_, cell)| cell))
     }
 
@@ -184,7 +187,10 @@ impl Service {
         );
         match answer.await.unwrap_or(ApplyAnswer::Failed(Failure::TimedOut)) {
             ApplyAnswer::Applied | ApplyAnswer::Behind(_) => Ok(()),
-            ApplyAnswer::Failed(failure) => Err(exception(failure.to_string())),
+            ApplyAnswer::Failed(failure) if failure.nothing_stored() => Err(exception(failure.to_string())),
+            ApplyAnswer::Failed(failure) => {
+                Err(exception(format!("{failure}; it may or may not be stored on this server")))
+            }
         }
     }
 
@@ -208,7 +214,13 @@ impl Service {
     }
 }
 
+/// Bytes of one value that `getInfo` shows; of longer ones it tells the size.
+const INFO_VALUE_BYTES_MAX: usize = 65_536;
+
 fn classic_entry(key: u8, value: &[u8], stamp: Stamp) -> Value {
+    if value.len() > INFO_VALUE_BYTES_MAX {
+        return json!({"key": key, "value": null, "valueBytes": value.len(), "time": stamp.0});
+    }
     match std::str::from_utf8(value) {
         Ok(text) => json!({"key": key, "value": text, "time": stamp.0}),
         Err(_) => {

@@ -25,7 +25,7 @@ use crate::answer::NodeId;
 use crate::cell::Stamp;
 use crate::clock::Clock;
 use crate::config::Config;
-use crate::coordinator::{Coordinator, Level};
+use crate::coordinator::{Coordinator, Found, Level};
 use crate::handoff::Handoff;
 use crate::key::{KV_TABLE, PARTITION_KEY_BYTES_MAX};
 use crate::membership::Members;
@@ -36,7 +36,7 @@ use crate::ring::Ring;
 use crate::slice::Slice;
 use crate::stats::Stats;
 use crate::store::Store;
-use crate::thrift::connection::{Answering, Session};
+use crate::thrift::connection::{Answering, Held, Session};
 use crate::thrift::method::{Call, Reply};
 
 /// Answers every method of every service of `chord.thrift`.
@@ -74,7 +74,7 @@ impl crate::thrift::connection::Service for Service {
         match call {
             Call::Apply(request) => self.peer_apply(session, request),
             Call::Read(request) => Answering::Now(Reply::Read(Ok(self.peer_read(session, request)))),
-            Call::Ping(request) => Answering::Now(Reply::Ping(Ok(self.peer_ping(request)))),
+            Call::Ping(request) => Answering::Now(Reply::Ping(Ok(self.peer_ping(session, request)))),
             Call::Greet(request) => Answering::Now(Reply::Greet(Ok(self.peer_hello(session, &request)))),
 
             Call::Get(request) => self.get(request),
@@ -83,13 +83,22 @@ impl crate::thrift::connection::Service for Service {
                 later(self, async move |service| Reply::Remove(service.remove(request).await))
             }
             Call::Batch(request) => {
-                later(self, async move |service| Reply::Batch(service.batch(request).await))
+                let service = self.clone();
+                Answering::Later(Box::pin(async move {
+                    let (outcomes, held) = service.batch(request).await;
+                    (Reply::Batch(outcomes), held)
+                }))
             }
             Call::Describe(()) => Answering::Now(Reply::Describe(Ok(self.describe()))),
             Call::GetStats(()) => Answering::Now(Reply::GetStats(Ok(self.stats()))),
 
             Call::ClientGet(request) => {
-                later(self, async move |service| Reply::ClientGet(service.client_get(request).await))
+                let service = self.clone();
+                Answering::Later(Box::pin(async move {
+                    let mut held = None;
+                    let answer = service.client_get(request, &mut held).await;
+                    (Reply::ClientGet(answer), held)
+                }))
             }
             Call::ClientPut(request) => {
                 later(self, async move |service| Reply::ClientPut(service.client_put(request).await))
@@ -121,7 +130,8 @@ fn later<F>(service: &Arc<Service>, work: impl FnOnce(Arc<Service>) -> F) -> Ans
 where
     F: Future<Output = Reply> + Send + 'static,
 {
-    Answering::Later(Box::pin(work(service.clone())))
+    let work = work(service.clone());
+    Answering::Later(Box::pin(async move { (work.await, None) }))
 }
 
 /// A request that is wrong, and why. Nothing was written.
@@ -179,6 +189,15 @@ impl Service {
     fn node(&self, id: i32) -> Option<NodeId> {
         u32::try_from(id).ok().map(NodeId).filter(|node| self.nodes.address(*node).is_some())
     }
+}
+
+/// Bytes of an answer from which on its share of the bound on memory is kept until it has been sent.
+const LARGE_ANSWER_BYTES: usize = 65_536;
+
+fn hold(found: &mut Found) -> Held {
+    let bytes: usize = found.cells.iter().map(|(_, cell)| cell.value_bytes().len()).sum();
+    let held = found.held.take().filter(|_| bytes >= LARGE_ANSWER_BYTES)?;
+    Some(Box::new(held))
 }
 
 fn kv_slice(key: Bytes) -> Slice {

@@ -59,26 +59,32 @@ impl Service {
         }
     }
 
-    pub(super) fn peer_ping(&self, ping: PeerPing) -> PeerPong {
-        self.observe(ping.clock);
+    pub(super) fn peer_ping(&self, session: &Session, ping: PeerPing) -> PeerPong {
+        if session.peer().is_some() {
+            self.observe(ping.clock);
+        }
         let not_writable = self.store.not_writable().map_or(String::new(), |why| why.to_string());
         PeerPong::new(self.clock.latest().0, not_writable)
     }
 
     pub(super) fn peer_apply(self: &Arc<Self>, session: &Arc<Session>, request: PeerApply) -> Answering {
+        let asked = request.mutations.as_ref().map_or(0, Vec::len);
         let mutations = match self.check_apply(session, request) {
             Ok(mutations) => mutations,
-            Err(why) => return Answering::Now(Reply::Apply(Ok(PeerApplied::new(Vec::new(), why, 0)))),
+            Err(why) => {
+                let refused = PeerApplied::new(vec![REFUSED; asked], why, self.clock.latest().0);
+                return Answering::Now(Reply::Apply(Ok(refused)));
+            }
         };
         let mut answers = Answers::default();
         for (index, mutation) in mutations.into_iter().enumerate() {
-            self.clock.observe(mutation.stamp());
+            self.clock.observe_told(mutation.stamp());
             // The answers of one request come in the order of its mutations: the store has one queue.
             let to = answers.expect(NodeId(index as u32));
             self.store.apply(Arc::new(mutation), to);
         }
         let service = self.clone();
-        Answering::Later(Box::pin(async move { Reply::Apply(Ok(service.applied(answers).await)) }))
+        Answering::Later(Box::pin(async move { (Reply::Apply(Ok(service.applied(answers).await)), None) }))
     }
 
     async fn applied(&self, mut answers: Answers<ApplyAnswer>) -> PeerApplied {
@@ -169,6 +175,6 @@ impl Service {
     }
 
     fn observe(&self, clock: Option<i64>) {
-        self.clock.observe(Stamp(clock.unwrap_or(0)));
+        self.clock.observe_told(Stamp(clock.unwrap_or(0)));
     }
 }

@@ -12,19 +12,19 @@
 //!
 //! A torn end of the write-ahead log is no damage: SQLite drops a transaction that was not committed.
 //!
-//! Not here: when to commit (`writer`).
+//! Not here: when to commit (`writer`), how the log is read back and checked (`replay`).
 
 use std::path::{Path, PathBuf};
 
-use rusqlite::{CachedStatement, Connection, Row};
+use rusqlite::{CachedStatement, Connection};
 
 use super::hint_log::{self, HintChange};
-use super::memtable::{self, Memtable, Packed};
+use super::memtable::Memtable;
 use super::queue::Request;
+use super::replay::{Replay, check_end, row_checksum};
 use super::sqlite::{self, Disk, Fault, Format, OpenError};
-use crate::cell::{Cell, Content, KIND_EXPIRING, KIND_TOMBSTONE, KIND_VALUE, Stamp};
+use crate::cell::{Cell, Content};
 use crate::config::{Config, Durability};
-use crate::key::{self, TableId};
 use crate::mutation::Mutation;
 
 /// Its name in the data directory.
@@ -48,9 +48,9 @@ pub(super) const FORMAT: Format = Format {
 };
 
 /// Rows up to this sequence are in data.db.
-const FLUSHED_UPTO: &str = "flushed_upto";
+pub(super) const FLUSHED_UPTO: &str = "flushed_upto";
 /// Rows up to this sequence were once written.
-const WRITTEN_UPTO: &str = "written_upto";
+pub(super) const WRITTEN_UPTO: &str = "written_upto";
 
 /// SQLite's page cache for the log: enough for the pages of one transaction; a larger one spills.
 const CACHE_BYTES: usize = 8 * 1024 * 1024;
@@ -63,9 +63,6 @@ const ROW_COLUMNS: usize = 9;
 const FORGOTTEN_WITH_COMMIT: i64 = 128;
 /// Rows forgotten in a transaction of its own, when there is nothing else to do.
 const FORGOTTEN_IDLE: i64 = 2048;
-
-/// Rows between two calls of the progress function.
-const PROGRESS_ROWS: u64 = 65_536;
 
 /// The writing side.
 pub(super) struct CommitLog {
@@ -198,9 +195,9 @@ impl CommitLog {
         self.flushed_upto
     }
 
-    /// Rows in the file, flushed ones that wait to be forgotten included.
-    pub fn rows(&self) -> i64 {
-        self.next - self.first
+    /// The sequence of the first row in the file, flushed ones that wait to be forgotten included.
+    pub fn first(&self) -> i64 {
+        self.first
     }
 
     /// True if flushed rows wait to be forgotten.
@@ -373,35 +370,13 @@ impl CommitLog {
     }
 }
 
-/// Reads the log of a stopped server in one piece. Returns what is not in data.db and how far it is flushed.
-pub(super) fn read_all(
-    connection: &Connection,
-    path: &Path,
-    progress: &mut impl FnMut(u64),
-) -> Result<(Vec<Packed>, i64), OpenError> {
-    let flushed_upto = sqlite::meta(connection, path, FLUSHED_UPTO)?.unwrap_or(0);
-    let mut replay = Replay::new(flushed_upto);
-    let window = replay.window(connection, path, usize::MAX, progress)?;
-    check_end(connection, path, replay.upto)?;
-    Ok((window.cells, flushed_upto))
-}
-
-fn check_end(connection: &Connection, path: &Path, upto: i64) -> Result<(), OpenError> {
-    let written_upto = sqlite::meta(connection, path, WRITTEN_UPTO)?.unwrap_or(0);
-    if upto < written_upto {
-        let what = format!("its rows end at sequence {upto}, but once went up to {written_upto}");
-        return Err(OpenError::damaged(path, what));
-    }
-    Ok(())
-}
-
 /// How many pages of the write-ahead log a commit of so many bytes makes, about.
 fn pages(bytes: usize) -> usize {
     if bytes == 0 { 0 } else { 1 + bytes / (FORMAT.page_bytes as usize - 200) }
 }
 
 fn insert_sql(rows: usize) -> String {
-    let row = format!("({})", vec!["?"; ROW_COLUMNS].join(","));
+    let row = format!("({})", ["?"; ROW_COLUMNS].join(","));
     let rows = vec![row; rows].join(",");
     format!(
         "INSERT INTO log(sequence, tbl, partition, \"column\", stamp, kind, value, expires, checksum) VALUES {rows}"
@@ -439,196 +414,5 @@ impl LogRow<'_> {
         statement.raw_bind_parameter(at + 9, checksum)?;
         const NUMBERS_BYTES: usize = 32;
         Ok(NUMBERS_BYTES + partition.len() + self.column.len() + cell.value_bytes().len())
-    }
-}
-
-fn row_checksum<V: AsRef<[u8]>>(
-    sequence: i64,
-    table: TableId,
-    partition: &[u8],
-    column: &[u8],
-    cell: &Cell<V>,
-) -> i64 {
-    let mut head = [0; 8 + 2 + 4 + 4 + 8 + 1 + 8];
-    head[..8].copy_from_slice(&sequence.to_be_bytes());
-    head[8..10].copy_from_slice(&table.0.to_be_bytes());
-    head[10..14].copy_from_slice(&(partition.len() as u32).to_be_bytes());
-    head[14..18].copy_from_slice(&(column.len() as u32).to_be_bytes());
-    head[18..26].copy_from_slice(&cell.stamp.0.to_be_bytes());
-    head[26] = cell.kind();
-    head[27..].copy_from_slice(&cell.expires_at_s().unwrap_or_default().to_be_bytes());
-    let mut hasher = crc32fast::Hasher::new();
-    hasher.update(&head);
-    hasher.update(partition);
-    hasher.update(column);
-    hasher.update(cell.value_bytes());
-    i64::from(hasher.finalize())
-}
-
-/// Reading the log back, row by row.
-struct Replay {
-    /// The last sequence read.
-    upto: i64,
-    rows: u64,
-    damage: Damage,
-}
-
-struct Window {
-    cells: Vec<Packed>,
-    /// No rows follow.
-    last: bool,
-}
-
-impl Replay {
-    fn new(flushed_upto: i64) -> Replay {
-        Replay { upto: flushed_upto, rows: 0, damage: Damage::default() }
-    }
-
-    /// Reads on until the cells take `bytes_max` in a memtable. After the first damage it only counts what else is
-    /// damaged, and fails at the end.
-    fn window(
-        &mut self,
-        connection: &Connection,
-        path: &Path,
-        bytes_max: usize,
-        progress: &mut impl FnMut(u64),
-    ) -> Result<Window, OpenError> {
-        let using = |source| OpenError::using(path, source);
-        let mut cells = Vec::new();
-        let mut bytes = 0;
-        let mut statement = connection
-            .prepare_cached(
-                "SELECT sequence, tbl, partition, \"column\", stamp, kind, value, expires, checksum FROM log \
-                 WHERE sequence > ?1 ORDER BY sequence",
-            )
-            .map_err(using)?;
-        let mut rows = statement.query([self.upto]).map_err(using)?;
-        loop {
-            let row = match rows.next() {
-                Ok(Some(row)) => row,
-                Ok(None) => break,
-                Err(source) => return Err(self.unreadable(path, source)),
-            };
-            if let Some(packed) = self.take(row) {
-                bytes += memtable::entry_bytes(&packed);
-                cells.push(packed);
-            }
-            if self.rows % PROGRESS_ROWS == 0 {
-                progress(self.rows);
-            }
-            if bytes >= bytes_max && self.damage.is_none() {
-                return Ok(Window { cells, last: false });
-            }
-            if !self.damage.is_none() {
-                cells.clear();
-            }
-        }
-        match self.damage.report() {
-            None => Ok(Window { cells, last: true }),
-            Some(what) => Err(OpenError::damaged(path, what)),
-        }
-    }
-
-    fn take(&mut self, row: &Row<'_>) -> Option<Packed> {
-        let Some(sequence) = sqlite::integer(row, 0) else {
-            self.damage.failed(self.upto + 1);
-            return None;
-        };
-        if sequence != self.upto + 1 {
-            self.damage.missing(self.upto + 1, sequence - 1);
-        }
-        self.upto = sequence;
-        self.rows += 1;
-        let packed = read_row(row, sequence);
-        if packed.is_none() {
-            self.damage.failed(sequence);
-        }
-        packed
-    }
-
-    fn unreadable(&self, path: &Path, source: rusqlite::Error) -> OpenError {
-        match sqlite::fault(&source) {
-            Fault::Damaged => {
-                let found = self.damage.report().map(|what| format!("{what}; and ")).unwrap_or_default();
-                let what = format!("{found}after sequence {} SQLite finds: {source}", self.upto);
-                OpenError::damaged(path, what)
-            }
-            Fault::Full | Fault::Busy | Fault::Other => OpenError::using(path, source),
-        }
-    }
-}
-
-/// The cell of a row; `None` if the row is not as it was written.
-fn read_row(row: &Row<'_>, sequence: i64) -> Option<Packed> {
-    let table = TableId(u16::try_from(sqlite::integer(row, 1)?).ok()?);
-    let partition = sqlite::blob(row, 2)?;
-    let column = sqlite::blob(row, 3)?;
-    let content = match u8::try_from(sqlite::integer(row, 5)?).ok()? {
-        KIND_VALUE => Content::Value(sqlite::blob(row, 6)?),
-        KIND_EXPIRING => {
-            Content::Expiring { value: sqlite::blob(row, 6)?, expires_at_s: sqlite::integer(row, 7)? }
-        }
-        KIND_TOMBSTONE => Content::Tombstone,
-        _ => return None,
-    };
-    let cell = Cell { stamp: Stamp(sqlite::integer(row, 4)?), content };
-    if sqlite::integer(row, 8)? != row_checksum(sequence, table, partition, column, &cell) {
-        return None;
-    }
-    Some((key::encode(table, partition, column).into_boxed_slice(), memtable::pack(&cell)))
-}
-
-/// What is wrong with the log.
-#[derive(Default)]
-struct Damage {
-    /// How many rows fail their checksum, and the first few.
-    failed: u64,
-    failed_first: Vec<i64>,
-    /// How many rows are missing, and the first few runs of them.
-    missing: i64,
-    missing_first: Vec<(i64, i64)>,
-}
-
-/// How many examples a report names.
-const EXAMPLES_MAX: usize = 10;
-
-impl Damage {
-    fn is_none(&self) -> bool {
-        self.failed == 0 && self.missing == 0
-    }
-
-    fn failed(&mut self, sequence: i64) {
-        self.failed += 1;
-        if self.failed_first.len() < EXAMPLES_MAX {
-            self.failed_first.push(sequence);
-        }
-    }
-
-    fn missing(&mut self, from: i64, to: i64) {
-        self.missing = self.missing.saturating_add(to.saturating_sub(from).saturating_add(1));
-        if self.missing_first.len() < EXAMPLES_MAX {
-            self.missing_first.push((from, to));
-        }
-    }
-
-    fn report(&self) -> Option<String> {
-        let mut parts = Vec::new();
-        if self.failed > 0 {
-            let first: Vec<String> = self.failed_first.iter().map(i64::to_string).collect();
-            let first = first.join(", ");
-            parts.push(format!("{} of its rows fail their checksum (first sequences: {first})", self.failed));
-        }
-        if self.missing > 0 {
-            let run = |&(from, to): &(i64, i64)| {
-                if from == to { from.to_string() } else { format!("{from} to {to}") }
-            };
-            let first: Vec<String> = self.missing_first.iter().map(run).collect();
-            parts.push(format!(
-                "{} of its rows are missing (first sequences: {})",
-                self.missing,
-                first.join(", ")
-            ));
-        }
-        (!parts.is_empty()).then(|| parts.join("; "))
     }
 }

@@ -88,7 +88,7 @@ impl Flusher {
     fn fail(&mut self, error: &StoreError) -> Turn {
         match fault_of(error) {
             Fault::Full | Fault::Busy => {
-                let reason = format!("the memtable cannot be flushed: {error}");
+                let reason = format!("the memtable cannot be flushed to data.db: {}", said(error));
                 if self.shared.health.flush_fails(&reason) {
                     log::error!("{reason}; trying again every {} s", RETRY.as_secs());
                 }
@@ -96,7 +96,7 @@ impl Flusher {
                 Turn::Wait(Some(RETRY))
             }
             Fault::Damaged | Fault::Other => {
-                self.shared.latch(&format!("a flush to data.db failed: {error}"));
+                self.shared.latch(&format!("a flush to data.db failed: {}", said(error)));
                 Turn::Wait(None)
             }
         }
@@ -205,6 +205,14 @@ fn fault_of(error: &StoreError) -> Fault {
     match error {
         StoreError::Damaged { .. } => Fault::Damaged,
         StoreError::Unreadable { source, .. } => sqlite::fault(source),
+    }
+}
+
+/// What is wrong, without the advice for readers.
+fn said(error: &StoreError) -> String {
+    match error {
+        StoreError::Damaged { what, .. } => what.clone(),
+        StoreError::Unreadable { source, .. } => source.to_string(),
     }
 }
 

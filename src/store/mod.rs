@@ -29,6 +29,7 @@ mod mark;
 mod memtable;
 pub mod offline;
 mod queue;
+mod replay;
 mod sqlite;
 mod view;
 mod wal_check;
@@ -111,7 +112,9 @@ struct Shared {
     flusher_bell: Arc<Bell>,
     /// Log rows up to this sequence are in data.db and may be forgotten.
     flushed_upto: AtomicI64,
-    log_rows: AtomicI64,
+    /// The sequences of the first and the last row in the log.
+    log_first: AtomicI64,
+    log_last: AtomicI64,
     hint_totals: Mutex<BTreeMap<NodeId, HintTotals>>,
     /// Reads hints, beside the writer's own connection.
     log_reader: Mutex<Connection>,
@@ -261,6 +264,8 @@ impl Store {
             let frozen = memory.frozen.as_ref().map(|frozen| size(&frozen.table));
             (size(&memory.active), frozen.unwrap_or_default())
         };
+        let log_first = shared.log_first.load(Atomic::Relaxed);
+        let flushed_upto = shared.flushed_upto.load(Atomic::Acquire);
         let hints = self.hint_totals();
         let log_bytes = sqlite::database_bytes(&shared.log_reader.lock().expect("no panic while it is held"));
         vec![
@@ -270,7 +275,8 @@ impl Store {
             ("memtable_bytes", active.1),
             ("frozen_cells", frozen.0),
             ("frozen_bytes", frozen.1),
-            ("log_rows", shared.log_rows.load(Atomic::Relaxed)),
+            ("log_rows", shared.log_last.load(Atomic::Relaxed) + 1 - log_first),
+            ("log_rows_flushed", (flushed_upto + 1 - log_first).max(0)),
             ("log_file_bytes", log_bytes),
             ("base_file_bytes", shared.view.base.bytes()),
             ("hints", hints.values().map(|totals| totals.count as i64).sum()),
@@ -333,7 +339,8 @@ impl Shared {
             writer_bell: Arc::default(),
             flusher_bell: Arc::default(),
             flushed_upto: AtomicI64::new(log.flushed_upto()),
-            log_rows: AtomicI64::new(log.rows()),
+            log_first: AtomicI64::new(log.first()),
+            log_last: AtomicI64::new(log.last()),
             hint_totals: Mutex::new(hint_totals),
             log_reader: Mutex::new(log_reader),
             log_path: log.path().to_owned(),

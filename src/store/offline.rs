@@ -11,6 +11,7 @@ use super::base::Base;
 use super::commit_log;
 use super::hint_log::{self, HintTotals};
 use super::memtable::{Memory, Memtable};
+use super::replay;
 use super::sqlite::{self, Disk, OpenError, StoreError};
 use super::view::{Digest, Page, View};
 use crate::answer::NodeId;
@@ -30,7 +31,7 @@ impl Offline {
         let path = dir.join(commit_log::FILE);
         let log = sqlite::open_to_read(disk, &path, &commit_log::FORMAT, config.base_cache_bytes, 0)?;
         let hints = hint_log::check_all(&log, &path)?.totals;
-        let (cells, flushed_upto) = commit_log::read_all(&log, &path, &mut |_| {})?;
+        let (cells, flushed_upto) = replay::read_all(&log, &path, &mut |_| {})?;
         super::check_base_is_not_older(base.path(), held_upto, flushed_upto)?;
         let rows = cells.len() as u64;
         let memory = Memory { active: Memtable::from_unsorted(cells), ..Memory::default() };

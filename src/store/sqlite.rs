@@ -135,6 +135,10 @@ impl StoreError {
 impl OpenError {
     pub(super) fn using(path: &Path, source: rusqlite::Error) -> OpenError {
         let path = path.to_owned();
+        if source.sqlite_error_code() == Some(ErrorCode::NotADatabase) {
+            let why = "it is no SQLite database, or its first bytes are damaged".to_owned();
+            return OpenError::Foreign { path, why };
+        }
         match fault(&source) {
             Fault::Damaged => OpenError::Damaged { path, what: source.to_string() },
             Fault::Full | Fault::Busy | Fault::Other => OpenError::Unusable { path, source },
@@ -331,12 +335,7 @@ fn prepare(connection: &Connection, cache_bytes: usize) -> rusqlite::Result<()> 
 /// True if the file has no content yet. Refuses what is not ours.
 fn is_new(connection: &Connection, path: &Path, format: &Format) -> Result<bool, OpenError> {
     let foreign = |why: String| OpenError::Foreign { path: path.to_owned(), why };
-    let using = |source: rusqlite::Error| match source.sqlite_error_code() {
-        Some(ErrorCode::NotADatabase) => {
-            foreign("it is no SQLite database, or its first bytes are damaged".to_owned())
-        }
-        _ => OpenError::using(path, source),
-    };
+    let using = |source| OpenError::using(path, source);
     let number = |name: &str| connection.pragma_query_value(None, name, |row| row.get::<_, i64>(0));
     let application_id = number("application_id").map_err(using)?;
     let version = number("user_version").map_err(using)?;

@@ -22,6 +22,9 @@ use crate::slice::Slice;
 /// Bytes of keys and values of one answer; a single larger cell is an answer nonetheless.
 const ANSWER_BYTES_MAX: usize = 4 * 1024 * 1024;
 
+/// Bytes after which a digest stops: it runs where requests are answered, and they must not wait for it.
+const DIGEST_BYTES_MAX: usize = 4 * 1024 * 1024;
+
 /// Cells hashed between two looks at memory.
 const DIGEST_STEP_CELLS: usize = 1024;
 
@@ -152,10 +155,12 @@ impl View {
         now_s: i64,
     ) -> Result<Digest, StoreError> {
         let mut sum = Digest { cells: 0, live: 0, digest: 0, upto: after_key.to_vec(), complete: false };
-        while !sum.complete && sum.cells < cells_max as u64 {
+        let mut bytes = 0;
+        while !sum.complete && sum.cells < cells_max as u64 && bytes < DIGEST_BYTES_MAX {
             let step = DIGEST_STEP_CELLS.min(cells_max - sum.cells as usize);
             let page = self.page(&sum.upto, upto, step)?;
             for (key, cell) in &page.cells {
+                bytes += key.len() + cell.value_bytes().len();
                 sum.cells += 1;
                 sum.live += u64::from(cell.live_value(now_s).is_some());
                 sum.digest = sum.digest.wrapping_add(cell_hash(key, cell));

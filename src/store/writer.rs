@@ -16,6 +16,7 @@ use std::sync::atomic::Ordering as Atomic;
 use std::thread;
 use std::time::Duration;
 
+use bytes::Bytes;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
@@ -108,10 +109,11 @@ impl Writer {
     }
 
     fn committed(&mut self, batch: Vec<Request>, committed: Committed) {
-        self.shared.log_rows.store(self.log.rows(), Atomic::Relaxed);
         if let Some(mark) = &mut self.mark {
             mark.write(self.log.last());
         }
+        self.shared.log_last.store(self.log.last(), Atomic::Relaxed);
+        self.shared.log_first.store(self.log.first(), Atomic::Relaxed);
         if self.in_trouble {
             self.out_of_trouble();
         }
@@ -167,7 +169,7 @@ impl Writer {
     /// The largest stamp in data.db that wins against a cell of the mutation.
     fn behind_base(&self, mutation: &Mutation) -> Option<Stamp> {
         let base = &self.shared.view.base;
-        let wins = |(column, cell): &(bytes::Bytes, Cell)| {
+        let wins = |(column, cell): &(Bytes, Cell)| {
             let key = key::encode(mutation.table, &mutation.partition, column);
             let held = base.get(&key)?;
             Ok(held.filter(|held| held.order(cell).is_gt()).map(|held| held.stamp))
@@ -177,7 +179,10 @@ impl Writer {
             Ok(stamps) => stamps.into_iter().flatten().max(),
             Err(error) => {
                 // It is in the log, but whether it is the newest here nobody can say: it may not be.
-                self.shared.latch(&format!("data.db cannot be read: {error}"));
+                match error {
+                    super::StoreError::Damaged { .. } => self.shared.latch(&error.to_string()),
+                    super::StoreError::Unreadable { .. } => log::warn!("{error}"), // out of files, say: it passes
+                }
                 Some(base.largest())
             }
         }
@@ -368,7 +373,7 @@ fn mutation(request: &Request) -> Option<&Mutation> {
 }
 
 fn pack_cells(mutation: &Mutation) -> Vec<Packed> {
-    let packed = |(column, cell): &(bytes::Bytes, Cell)| {
+    let packed = |(column, cell): &(Bytes, Cell)| {
         (key::encode(mutation.table, &mutation.partition, column).into_boxed_slice(), pack(cell))
     };
     mutation.cells.iter().map(packed).collect()

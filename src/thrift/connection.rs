@@ -54,8 +54,11 @@ pub enum Answering {
     /// Known at once; the cheapest.
     Now(Reply),
     /// Known later.
-    Later(Pin<Box<dyn Future<Output = Reply> + Send>>),
+    Later(Pin<Box<dyn Future<Output = (Reply, Held)> + Send>>),
 }
+
+/// What the service holds on to until the answer is bytes: its share of a bound on answers in memory, say.
+pub type Held = Option<Box<dyn Send>>;
 
 /// A connection as the service sees it.
 #[derive(Debug)]
@@ -284,7 +287,7 @@ struct Asked {
 
 /// An answer of the service, or of this module in its place.
 enum Outcome {
-    Reply(Reply),
+    Reply(Reply, Held),
     Refused { name: String, kind: ApplicationErrorKind, why: String },
 }
 
@@ -368,7 +371,7 @@ impl<S: Service> Connection<S> {
         self.charge.set(self.input.capacity() + self.output.capacity());
         let now = Instant::now();
         if moved {
-            let half = !self.input.is_empty() && !self.unlooked && !self.ending;
+            let half = !self.input.is_empty() && !self.unlooked && !self.ending && !self.starved;
             let idle = self.input.is_empty() && self.waiting.is_empty() && self.output.is_empty();
             self.clock.note(now, half, self.output.unsent(), idle);
         }
@@ -571,13 +574,13 @@ impl<S: Service> Connection<S> {
         let asked = Asked { dress, sequence: header.sequence_number, oneway };
         match call {
             Ok(Some(call)) => match self.service.call(&self.session, call) {
-                Answering::Now(reply) => self.answer(asked, Outcome::Reply(reply)),
+                Answering::Now(reply) => self.answer(asked, Outcome::Reply(reply, None)),
                 Answering::Later(future) => self.wait_for(Pending::Later(asked, future)),
             },
             Ok(None) => self.answer(asked, unknown_method(header.name)),
             Err((_, Some(reply))) => {
                 self.stats.requests_invalid.count();
-                self.answer(asked, Outcome::Reply(*reply));
+                self.answer(asked, Outcome::Reply(*reply, None));
             }
             Err((error, None)) => {
                 self.stats.requests_invalid.count();
@@ -703,7 +706,7 @@ fn next_of<T>(stream: &mut (impl Stream<Item = T> + Unpin), cx: &mut Context<'_>
 enum Pending {
     /// Answered, but not the next in order. `None` once it was fetched.
     Now(Option<(Asked, Outcome)>),
-    Later(Asked, Pin<Box<dyn Future<Output = Reply> + Send>>),
+    Later(Asked, Pin<Box<dyn Future<Output = (Reply, Held)> + Send>>),
 }
 
 impl Future for Pending {
@@ -713,8 +716,8 @@ impl Future for Pending {
         match self.get_mut() {
             Pending::Now(answer) => Poll::Ready(answer.take().expect("a future is not polled after its end")),
             Pending::Later(asked, future) => {
-                let reply = ready!(future.as_mut().poll(cx));
-                Poll::Ready((*asked, Outcome::Reply(reply)))
+                let (reply, held) = ready!(future.as_mut().poll(cx));
+                Poll::Ready((*asked, Outcome::Reply(reply, held)))
             }
         }
     }
@@ -744,7 +747,7 @@ impl Output {
             self.bytes = OUTPUT.take();
         }
         asked.dress.wrap(&mut self.bytes, |protocol, out| match outcome {
-            Outcome::Reply(reply) => codec::write_reply(protocol, asked.sequence, &reply, out),
+            Outcome::Reply(reply, _held) => codec::write_reply(protocol, asked.sequence, &reply, out),
             Outcome::Refused { name, kind, why } => {
                 codec::write_application_exception(protocol, &name, asked.sequence, kind, why, out);
             }
@@ -944,7 +947,7 @@ mod tests {
         let mut most = 0;
         for _ in 0..200 {
             let long = "x".repeat(100_000);
-            output.write(asked, Outcome::Reply(Reply::GetInfo(Ok(long))));
+            output.write(asked, Outcome::Reply(Reply::GetInfo(Ok(long)), None));
             while output.unsent() > 50_000 {
                 output.sent(50_000);
             }

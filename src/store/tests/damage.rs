@@ -1,0 +1,311 @@
+//! Files that are not as they were written: reported with what and what to do, never skipped in silence.
+
+use super::*;
+
+/// A closed store with `rows` small cells in the log and nothing in data.db.
+async fn closed(rows: usize) -> TempDir {
+    let dir = directory();
+    let (store, _) = open(dir.path(), &Config::default());
+    apply_all(
+        &store,
+        (0..rows).map(|number| kv(format!("key {number:04}"), value(number as i64, "some value"))),
+    )
+    .await;
+    store.close().await;
+    dir
+}
+
+/// A closed store with everything in data.db but the last cell or few.
+async fn closed_and_flushed() -> TempDir {
+    let dir = directory();
+    let (store, _) = open(dir.path(), &tiny());
+    super::ways::fill(&store, 700, "key").await;
+    quiet(&store).await;
+    store.close().await;
+    dir
+}
+
+fn meddle(dir: &TempDir, file: &str, sql: &str) {
+    Connection::open(dir.path().join(file)).unwrap().execute_batch(sql).unwrap();
+}
+
+fn refusal(dir: &TempDir) -> String {
+    match try_open(dir.path(), &Config::default(), Drive::Thread) {
+        Ok(_) => panic!("it opened"),
+        Err(error) => error.to_string(),
+    }
+}
+
+#[tokio::test]
+async fn a_changed_row_is_named_and_nothing_is_served() {
+    for change in [
+        "value = x'00'",
+        "value = NULL",
+        "partition = x'00'",
+        "\"column\" = x'00'",
+        "stamp = stamp + 1",
+        "kind = 3",
+        "kind = 77",
+        "tbl = 70000",
+        "expires = 1, kind = 2",
+        "checksum = 1",
+        "sequence = 1000",
+    ] {
+        let dir = closed(20).await;
+        meddle(&dir, "log.db", &format!("UPDATE log SET {change} WHERE sequence = 7"));
+        let refusal = refusal(&dir);
+        assert!(refusal.contains("log.db is damaged: "), "{change}: {refusal}");
+        let named = if change.starts_with("sequence") {
+            "missing (first sequences: 7, 21 to 999)"
+        } else {
+            "(first sequences: 7)"
+        };
+        assert!(refusal.contains(named), "{change}: {refusal}");
+        assert!(refusal.contains("Nothing was skipped") && refusal.contains("Restore"), "{refusal}");
+        assert!(offline::Offline::open(dir.path(), &tiny(), &Disk::real()).is_err());
+    }
+}
+
+#[tokio::test]
+async fn missing_rows_are_damage_wherever_they_were() {
+    for (lost, said) in [
+        ("sequence = 1", "1 of its rows are missing (first sequences: 1)"),
+        ("sequence IN (5, 6, 9)", "3 of its rows are missing (first sequences: 5 to 6, 9)"),
+        ("sequence > 15", "its rows end at sequence 15, but once went up to 20"),
+        ("true", "its rows end at sequence 0, but once went up to 20"),
+    ] {
+        let dir = closed(20).await;
+        meddle(&dir, "log.db", &format!("DELETE FROM log WHERE {lost}"));
+        let refusal = refusal(&dir);
+        assert!(refusal.contains(said), "{lost}: {refusal}");
+    }
+}
+
+#[tokio::test]
+async fn a_changed_number_or_hint_is_damage() {
+    let dir = closed_and_flushed().await;
+    meddle(&dir, "log.db", "UPDATE meta SET value = value + 1 WHERE name = 'flushed_upto'");
+    assert!(refusal(&dir).contains("its number flushed_upto fails its checksum"));
+
+    let dir = directory();
+    let (store, _) = open(dir.path(), &tiny());
+    hint(&store, 2, kv("a", value(1, "v")), 5).await.unwrap();
+    store.close().await;
+    drop(store);
+    meddle(&dir, "log.db", "UPDATE hints SET created_s = 6");
+    assert!(refusal(&dir).contains("1 of its hints fail their checksum"));
+}
+
+#[tokio::test]
+async fn files_that_are_gone_empty_or_of_another_time_are_refused() {
+    let file = |dir: &TempDir, name: &str| dir.path().join(name);
+    let dir = closed(20).await;
+    std::fs::remove_file(file(&dir, "log.db")).unwrap();
+    for _ in 0..2 {
+        assert!(refusal(&dir).contains("log.db is damaged: it is missing"), "{}", refusal(&dir));
+    }
+    std::fs::write(file(&dir, "log.db"), "").unwrap();
+    for _ in 0..2 {
+        assert!(refusal(&dir).contains("log.db is damaged: it is empty"), "{}", refusal(&dir));
+    }
+
+    let dir = closed(20).await;
+    std::fs::remove_file(file(&dir, "data.db")).unwrap();
+    for _ in 0..2 {
+        assert!(refusal(&dir).contains("data.db is damaged: it is new"), "{}", refusal(&dir));
+    }
+    let dir = closed_and_flushed().await;
+    std::fs::remove_file(file(&dir, "data.db")).unwrap();
+    for _ in 0..2 {
+        assert!(refusal(&dir).contains("it is older than log.db, or was deleted"), "{}", refusal(&dir));
+    }
+
+    let dir = directory();
+    let (store, _) = open(dir.path(), &tiny());
+    store.close().await;
+    let old = copy_of(dir.path());
+    drop(store);
+    let (store, _) = open(dir.path(), &tiny());
+    super::ways::fill(&store, 700, "key").await;
+    quiet(&store).await;
+    store.close().await;
+    drop(store);
+    std::fs::copy(file(&old, "log.db"), file(&dir, "log.db")).unwrap();
+    assert!(refusal(&dir).contains("it is older than data.db"), "{}", refusal(&dir));
+    // A power cut may do that if the log was not synced; then the base has it all, and the log goes on after it.
+    let config = Config { durability: Durability::ProcessCrash, ..tiny() };
+    let (store, _) = open(dir.path(), &config);
+    apply_all(&store, [kv("after", value(1, "v"))]).await;
+    let before = everything(&store, 1000);
+    store.close().await;
+    drop(store);
+    let (store, recovered) = open(dir.path(), &tiny());
+    assert_eq!(recovered.rows_replayed, 1);
+    assert_eq!(everything(&store, 1000), before);
+}
+
+#[tokio::test]
+async fn what_is_not_ours_is_refused_and_not_touched() {
+    for name in ["log.db", "data.db"] {
+        let dir = directory();
+        let path = dir.path().join(name);
+        std::fs::write(&path, "a letter, not a database; long enough to have a header of a hundred bytes, which is what SQLite reads").unwrap();
+        let refusal = refusal(&dir);
+        assert!(
+            refusal.contains(&format!("{name} is not a file of this server: it is no SQLite database")),
+            "{refusal}"
+        );
+        assert!(std::fs::read_to_string(&path).unwrap().starts_with("a letter"));
+
+        let dir = directory();
+        meddle(&dir, name, "CREATE TABLE theirs(x)");
+        let before = std::fs::read(dir.path().join(name)).unwrap();
+        assert!(
+            self::refusal(&dir).contains("not a file of this server: its application id"),
+            "{}",
+            self::refusal(&dir)
+        );
+        assert_eq!(std::fs::read(dir.path().join(name)).unwrap(), before);
+
+        let dir = closed(3).await;
+        meddle(&dir, name, "PRAGMA user_version = 2");
+        assert!(self::refusal(&dir).contains("has format 2, this release knows 1"));
+    }
+    let nowhere = directory().path().join("nowhere");
+    let error = try_open(&nowhere, &tiny(), Drive::Thread).err().unwrap();
+    assert!(matches!(error, OpenError::Unusable { .. }), "{error}");
+}
+
+#[tokio::test]
+async fn a_truncated_file_is_refused() {
+    let dir = closed(500).await;
+    let bytes = std::fs::read(dir.path().join("log.db")).unwrap();
+    for keep in (0..bytes.len()).step_by(bytes.len() / 23) {
+        std::fs::write(dir.path().join("log.db"), &bytes[..keep]).unwrap();
+        let refusal = refusal(&dir);
+        assert!(refusal.contains("log.db is"), "{keep} bytes: {refusal}");
+    }
+    let dir = closed_and_flushed().await;
+    let bytes = std::fs::read(dir.path().join("data.db")).unwrap();
+    for keep in (0..bytes.len()).step_by(bytes.len() / 23) {
+        std::fs::write(dir.path().join("data.db"), &bytes[..keep]).unwrap();
+        // A cut through the last page is found when that page is read.
+        let error = match try_open(dir.path(), &tiny(), Drive::Thread) {
+            Ok((store, _)) => store.page(&[], &[], 10_000).unwrap_err().to_string(),
+            Err(error) => error.to_string(),
+        };
+        assert!(error.contains("data.db is"), "{keep} bytes: {error}");
+    }
+}
+
+/// The end of the write-ahead log may be torn by a crash: what was not committed never was, without a report.
+#[tokio::test]
+async fn a_torn_end_of_the_write_ahead_log_is_no_damage() {
+    let dir = directory();
+    let (store, _) = open(dir.path(), &Config::default());
+    for number in 0..40 {
+        let cells = (0..3u8).map(|column| (Bytes::from(vec![column]), value(number, "v"))).collect();
+        let partition = Bytes::from(format!("{number:03}"));
+        apply_all(&store, [Arc::new(Mutation { table: KV_TABLE, partition, cells })]).await;
+    }
+    let all = everything(&store, 1000);
+    let image = copy_of(dir.path());
+    std::fs::remove_file(image.path().join("log.mark")).unwrap(); // as old as a power cut may leave it
+    let wal = std::fs::read(image.path().join("log.db-wal")).unwrap();
+    let mut found = Vec::new();
+    for keep in (0..=wal.len()).rev().step_by(wal.len() / 40) {
+        let image = copy_of(image.path());
+        std::fs::write(image.path().join("log.db-wal"), &wal[..keep]).unwrap();
+        let (store, _) = open(image.path(), &Config::default());
+        let cells = everything(&store, 1000);
+        assert_eq!(cells.len() % 3, 0, "half a mutation");
+        assert_eq!(cells, all[..cells.len()]);
+        found.push(cells.len());
+    }
+    assert_eq!(found[0], 120);
+    assert!(found.is_sorted_by(|a, b| a >= b) && found.last() == Some(&0), "{found:?}");
+}
+
+/// With the mark that a killed server leaves, the same cut is found: those rows were acknowledged.
+#[tokio::test]
+async fn a_write_ahead_log_cut_behind_the_mark_is_refused() {
+    let dir = directory();
+    let (store, _) = open(dir.path(), &Config::default());
+    for number in 0..10 {
+        let cell = value(number, "v");
+        apply_all(&store, [Arc::new(Mutation::single(KV_TABLE, Bytes::from(vec![number as u8]), cell))])
+            .await;
+    }
+    let image = copy_of(dir.path());
+    let wal = image.path().join("log.db-wal");
+    let len = std::fs::metadata(&wal).unwrap().len();
+    std::fs::OpenOptions::new().write(true).open(&wal).unwrap().set_len(len - 100).unwrap();
+    let refused =
+        try_open(image.path(), &Config::default(), Drive::Thread).err().expect("the last row is gone");
+    assert!(refused.to_string().contains("rows up to 10 were committed"), "{refused}");
+}
+
+/// Whatever byte of log.db changes: either the store refuses, or all that was acknowledged is there.
+#[tokio::test]
+async fn a_flipped_byte_in_the_log_is_reported_or_does_not_matter() {
+    let dir = closed(200).await;
+    let (store, _) = open(dir.path(), &Config::default());
+    let all = everything(&store, 1000);
+    store.close().await;
+    drop(store);
+    let good = std::fs::read(dir.path().join("log.db")).unwrap();
+    let (mut refused, mut harmless) = (0, 0);
+    for at in positions(good.len(), 400) {
+        let mut bad = good.clone();
+        bad[at] ^= 0x55;
+        let image = copy_of(dir.path());
+        std::fs::write(image.path().join("log.db"), &bad).unwrap();
+        match try_open(image.path(), &Config::default(), Drive::Thread) {
+            Err(error) => {
+                assert!(error.to_string().contains("log.db"), "byte {at}: {error}");
+                refused += 1;
+            }
+            Ok((store, _)) => {
+                assert_eq!(everything(&store, 1000), all, "byte {at}");
+                harmless += 1;
+            }
+        }
+    }
+    assert!(refused > harmless / 2, "{refused} refused, {harmless} harmless");
+}
+
+/// Whatever byte of data.db changes: no reader ever sees a cell that was not written.
+#[tokio::test]
+async fn a_flipped_byte_in_the_base_is_never_served() {
+    let dir = closed_and_flushed().await;
+    let (store, _) = open(dir.path(), &tiny());
+    let all: BTreeMap<Vec<u8>, Cell> = everything(&store, 1000).into_iter().collect();
+    store.close().await;
+    drop(store);
+    let good = std::fs::read(dir.path().join("data.db")).unwrap();
+    let mut reported = 0;
+    for at in positions(good.len(), 300) {
+        let mut bad = good.clone();
+        bad[at] ^= 0x55;
+        let image = copy_of(dir.path());
+        std::fs::write(image.path().join("data.db"), &bad).unwrap();
+        let Ok((store, _)) = try_open(image.path(), &tiny(), Drive::Thread) else {
+            reported += 1;
+            continue;
+        };
+        match store.page(&[], &[], 10_000) {
+            Ok(page) => page.cells.iter().for_each(|(key, cell)| assert_eq!(all.get(key), Some(cell))),
+            Err(error) => {
+                assert!(error.to_string().contains("data.db is damaged"), "byte {at}: {error}");
+                reported += 1;
+            }
+        }
+    }
+    assert!(reported > 150, "{reported} of 300 reported");
+}
+
+/// Places spread over the whole file, the header among them.
+fn positions(len: usize, count: usize) -> Vec<usize> {
+    let spread = (0..count).map(|index| (index * 2_654_435_761) % len);
+    (0..100).chain(spread).collect()
+}

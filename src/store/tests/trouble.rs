@@ -1,0 +1,154 @@
+//! Full disks, failing files and overload: refused with a reason, never acknowledged, reads go on.
+
+use super::ways::fill;
+use super::*;
+
+/// What a write is answered if it was refused.
+fn refused(answer: &ApplyAnswer) -> &str {
+    match answer {
+        ApplyAnswer::Failed(Failure::Refused(reason)) => reason,
+        other => panic!("{other:?} is no refusal"),
+    }
+}
+
+fn limit_pages(connection: &Connection, more: Option<i64>) {
+    let pages: i64 = connection.pragma_query_value(None, "page_count", |row| row.get(0)).unwrap();
+    let max = more.map_or(1_000_000_000, |more| pages + more);
+    connection.pragma_update_and_check(None, "max_page_count", max, |_| Ok(())).unwrap();
+}
+
+#[tokio::test]
+async fn a_full_disk_refuses_writes_and_passes() {
+    let dir = directory();
+    let (store, _) = open(dir.path(), &tiny());
+    apply_all(&store, [kv("before", value(1, "v"))]).await;
+    meddle_with_log(&store, |log| limit_pages(log, Some(1))).await;
+    let answer = apply(&store, kv("large", value(1, [0; 50_000]))).await;
+    assert!(refused(&answer).starts_with("disk full: log.db cannot grow"), "{answer:?}");
+    assert!(refused(&answer).ends_with("nothing was stored on this server"));
+    assert!(store.not_writable().unwrap().starts_with("disk full"));
+    let answer = hint(&store, 1, kv("large", value(1, [0; 50_000])), 0).await;
+    assert!(matches!(answer, Err(Failure::Refused(_))));
+    assert_eq!(store.hint_totals(), BTreeMap::new());
+    assert_eq!(get(&store, "before"), Some(value(1, "v")));
+    assert_eq!(get(&store, "large"), None);
+    assert_eq!(store.shared().stats.mutations_refused.get(), 1);
+
+    // Space comes back. Nobody writes, and yet the reason goes away.
+    meddle_with_log(&store, |log| limit_pages(log, None)).await;
+    until("the store notices", || store.not_writable().is_none()).await;
+    apply_all(&store, [kv("large", value(1, [0; 50_000]))]).await;
+    let image = copy_of(dir.path());
+    let (again, _) = open(image.path(), &tiny()); // without a gap in the sequences
+    assert_eq!(everything(&again, 10), everything(&store, 10));
+}
+
+#[tokio::test]
+async fn while_the_disk_stays_full_it_says_so() {
+    let dir = directory();
+    let (store, _) = open(dir.path(), &tiny());
+    meddle_with_log(&store, |log| limit_pages(log, Some(1))).await;
+    refused(&apply(&store, kv("large", value(1, [0; 50_000]))).await);
+    tokio::time::sleep(Duration::from_millis(1300)).await; // longer than one probe
+    assert!(store.not_writable().is_some());
+    store.close().await;
+    assert!(store.not_writable().is_some());
+}
+
+#[tokio::test]
+async fn a_flush_without_space_keeps_the_memtable_and_succeeds_later() {
+    let dir = directory();
+    let (store, _) = open(dir.path(), &tiny());
+    meddle_with_base(&store, |base| limit_pages(base, Some(2)));
+    // As long as there is room in memory writes are taken; then they are refused, not left waiting.
+    let mut taken = Vec::new();
+    let reason = loop {
+        let key = format!("key {}", taken.len());
+        match apply(&store, kv(&key, value(1, [0; 500]))).await {
+            ApplyAnswer::Applied => taken.push(key),
+            answer => break refused(&answer).to_owned(),
+        }
+        assert!(taken.len() < 2000, "memory is bounded");
+    };
+    assert!(
+        reason.starts_with("the memtable cannot be flushed to data.db: database or disk is full"),
+        "{reason}"
+    );
+    assert!(store.not_writable().is_some());
+    assert!(gauge(&store, "frozen_cells") > 0);
+    for key in &taken {
+        assert_eq!(get(&store, key), Some(value(1, [0; 500])));
+    }
+    meddle_with_base(&store, |base| limit_pages(base, None));
+    until("the flush is done", || store.shared().stats.flushes.get() > 0).await;
+    until("writes are taken", || store.not_writable().is_none()).await;
+    fill(&store, 100, "after").await;
+    assert_eq!(everything(&store, 1000).len(), taken.len() + 100);
+}
+
+#[tokio::test]
+async fn a_log_that_fails_takes_no_more_writes_until_a_restart() {
+    let dir = directory();
+    let (store, _) = open(dir.path(), &tiny());
+    apply_all(&store, [kv("before", value(1, "v"))]).await;
+    meddle_with_log(&store, |log| log.execute_batch("ALTER TABLE log RENAME TO gone").unwrap()).await;
+    let answer = apply(&store, kv("a", value(1, "v"))).await;
+    assert!(refused(&answer).contains("log.db failed"), "{answer:?}");
+    let answer = apply(&store, kv("b", value(1, "v"))).await;
+    assert!(refused(&answer).contains("restart the server"), "{answer:?}");
+    assert!(hint(&store, 1, kv("b", value(1, "v")), 0).await.is_err());
+    assert!(store.not_writable().unwrap().contains("log.db failed"));
+    assert_eq!(get(&store, "before"), Some(value(1, "v")));
+    store.close().await;
+}
+
+#[tokio::test]
+async fn somebodys_lock_on_the_log_refuses_writes_until_it_is_let_go() {
+    let dir = directory();
+    let (store, _) = open(dir.path(), &tiny());
+    let tool = Connection::open(dir.path().join("log.db")).unwrap();
+    tool.execute_batch("BEGIN IMMEDIATE").unwrap();
+    let answer = apply(&store, kv("a", value(1, "v"))).await;
+    assert!(refused(&answer).contains("another program has locked log.db"), "{answer:?}");
+    tool.execute_batch("ROLLBACK").unwrap();
+    apply_all(&store, [kv("a", value(1, "v"))]).await;
+    assert_eq!(store.not_writable(), None);
+}
+
+/// With a task for a writer nothing is taken from the queue before the test awaits.
+#[tokio::test]
+async fn past_the_bounds_of_the_queue_the_answer_is_overloaded_at_once() {
+    for config in [
+        Config { log_queue_mutations_max: 10, ..Config::default() },
+        Config { log_queue_bytes_max: 10 * 1_000, ..Config::default() },
+    ] {
+        let dir = directory();
+        let (store, _) = try_open(dir.path(), &config, Drive::Task).unwrap();
+        let mut answers = Answers::default();
+        for number in 0..30u8 {
+            store.apply(kv([number], value(1, [0; 900])), answers.expect(HERE));
+        }
+        let (mut applied, mut overloaded) = (0, 0);
+        while let Some((_, answer)) = answers.next().await {
+            match answer {
+                ApplyAnswer::Applied => applied += 1,
+                ApplyAnswer::Failed(Failure::Overloaded) => overloaded += 1,
+                other => panic!("{other:?}"),
+            }
+        }
+        assert!((9..=10).contains(&applied), "{applied}");
+        assert_eq!(applied + overloaded, 30);
+        assert_eq!(everything(&store, 100).len(), applied);
+        assert_eq!(store.shared().stats.mutations_refused.get(), overloaded as u64);
+    }
+}
+
+#[tokio::test]
+async fn a_store_that_goes_abandons_what_waits() {
+    let dir = directory();
+    let (store, _) = try_open(dir.path(), &tiny(), Drive::Task).unwrap();
+    let mut answers = Answers::default();
+    store.apply(kv("a", value(1, "v")), answers.expect(HERE));
+    drop(store);
+    assert_eq!(answers.next().await.unwrap().1, ApplyAnswer::Failed(Failure::Abandoned));
+}

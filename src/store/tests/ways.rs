@@ -1,0 +1,281 @@
+//! Writing and reading, on every way a cell can take.
+
+use super::*;
+
+#[tokio::test]
+async fn what_is_applied_is_read() {
+    let dir = directory();
+    let (store, recovered) = open(dir.path(), &tiny());
+    assert_eq!((recovered.rows_replayed, recovered.largest_stamp), (0, Stamp(0)));
+    assert_eq!(get(&store, "a"), None);
+    assert_eq!(apply(&store, kv("a", value(1, "one"))).await, ApplyAnswer::Applied);
+    assert_eq!(get(&store, "a"), Some(value(1, "one")));
+    assert_eq!(apply(&store, kv("a", tombstone(2))).await, ApplyAnswer::Applied);
+    assert_eq!(get(&store, "a"), Some(tombstone(2)));
+    assert_eq!(apply(&store, kv("a", expiring(3, 9, "three"))).await, ApplyAnswer::Applied);
+    assert_eq!(get(&store, "a"), Some(expiring(3, 9, "three")));
+    assert_eq!(apply(&store, kv("", value(4, ""))).await, ApplyAnswer::Applied);
+    assert_eq!(get(&store, ""), Some(value(4, "")));
+}
+
+/// Whether the newer cell is in the memtable or already in data.db.
+#[tokio::test]
+async fn an_older_cell_is_behind_and_the_same_cell_is_not() {
+    let dir = directory();
+    let (store, _) = open(dir.path(), &tiny());
+    apply_all(&store, [kv("a", value(10, "m"))]).await;
+    for place in ["memtable", "data.db"] {
+        if place == "data.db" {
+            fill(&store, 1000, "filler").await;
+            quiet(&store).await;
+            assert!(store.shared().stats.flushes.get() > 0);
+        }
+        for (cell, answer) in [
+            (value(9, "z"), ApplyAnswer::Behind(Stamp(10))),
+            (value(10, "l"), ApplyAnswer::Behind(Stamp(10))),
+            (value(10, "m"), ApplyAnswer::Applied),
+            (tombstone(9), ApplyAnswer::Behind(Stamp(10))),
+        ] {
+            assert_eq!(apply(&store, kv("a", cell)).await, answer, "in {place}");
+        }
+        assert_eq!(get(&store, "a"), Some(value(10, "m")), "in {place}");
+    }
+    assert_eq!(apply(&store, kv("a", value(10, "n"))).await, ApplyAnswer::Applied);
+    assert_eq!(apply(&store, kv("a", expiring(10, 1, "a"))).await, ApplyAnswer::Applied);
+    assert_eq!(apply(&store, kv("a", value(10, "zzz"))).await, ApplyAnswer::Behind(Stamp(10)));
+    assert_eq!(apply(&store, kv("a", tombstone(10))).await, ApplyAnswer::Applied);
+    assert_eq!(apply(&store, kv("a", expiring(10, 99, "a"))).await, ApplyAnswer::Behind(Stamp(10)));
+    assert_eq!(get(&store, "a"), Some(tombstone(10)));
+    assert_eq!(store.shared().stats.mutations_behind.get(), 8);
+}
+
+#[tokio::test]
+async fn behind_names_the_largest_stamp_of_a_mutation_of_several_cells() {
+    let dir = directory();
+    let (store, _) = open(dir.path(), &tiny());
+    let row = |cells: &[(&'static str, i64)]| {
+        let cells =
+            cells.iter().map(|&(column, stamp)| (Bytes::from(column), value(stamp, column))).collect();
+        Arc::new(Mutation { table: TableId(7), partition: Bytes::from("p"), cells })
+    };
+    assert_eq!(apply(&store, row(&[("a", 5), ("b", 8), ("c", 1)])).await, ApplyAnswer::Applied);
+    assert_eq!(apply(&store, row(&[("a", 6), ("b", 6), ("c", 6)])).await, ApplyAnswer::Behind(Stamp(8)));
+    assert_eq!(apply(&store, row(&[("a", 4), ("b", 7), ("d", 1)])).await, ApplyAnswer::Behind(Stamp(8)));
+    let slice = Slice {
+        table: TableId(7),
+        partition: Bytes::from("p"),
+        first: Bytes::new(),
+        last: None,
+        cells_max: 10,
+    };
+    let stamps: Vec<i64> = store.read(&slice).unwrap().cells.iter().map(|(_, cell)| cell.stamp.0).collect();
+    assert_eq!(stamps, [6, 8, 6, 1]);
+}
+
+#[tokio::test]
+async fn in_one_batch_mutations_count_in_their_order() {
+    let dir = directory();
+    let (store, _) = open(dir.path(), &tiny());
+    let mut answers = Answers::default();
+    for stamp in [5, 3, 6] {
+        store.apply(kv("a", value(stamp, "v")), answers.expect(NodeId(stamp as u32)));
+    }
+    let mut given = BTreeMap::new();
+    while let Some((node, answer)) = answers.next().await {
+        given.insert(node.0, answer);
+    }
+    let expected = [(3, ApplyAnswer::Behind(Stamp(5))), (5, ApplyAnswer::Applied), (6, ApplyAnswer::Applied)];
+    assert_eq!(given, BTreeMap::from(expected));
+}
+
+/// Columns 00 to 99, some rewritten, in data.db, frozen and memtable; beside them other tables and partitions.
+#[tokio::test]
+async fn slices_run_across_memtable_frozen_and_base() {
+    let dir = directory();
+    let (store, _) = try_open(dir.path(), &tiny(), Drive::Task).unwrap();
+    let cell = |table: u16, partition: &'static str, column: usize, stamp: i64| {
+        let cells = vec![(Bytes::from(format!("{column:02}")), value(stamp, vec![b'x'; 700]))];
+        Arc::new(Mutation { table: TableId(table), partition: Bytes::from(partition), cells })
+    };
+    let mut expected = BTreeMap::new();
+    let mut stamp = 0;
+    // 100 cells of 700 bytes a round: every second round freezes a memtable; with tasks it stays frozen until we wait.
+    for round in 0..5 {
+        for column in (0..100).filter(|column| column % (round + 1) == 0) {
+            stamp += 1;
+            apply_all(&store, [cell(1, "p", column, stamp)]).await;
+            expected.insert(format!("{column:02}"), stamp);
+            apply_all(&store, [cell(1, "p\0", column, stamp), cell(2, "p", column, stamp)]).await;
+        }
+        let slice = |first: &'static str, last: Option<&'static str>, cells_max| Slice {
+            table: TableId(1),
+            partition: Bytes::from("p"),
+            first: Bytes::from(first),
+            last: last.map(Bytes::from),
+            cells_max,
+        };
+        let read = |slice: &Slice| {
+            let found = store.read(slice).unwrap();
+            let stamps = found
+                .cells
+                .iter()
+                .map(|(column, cell)| (String::from_utf8(column.to_vec()).unwrap(), cell.stamp.0));
+            (stamps.collect::<Vec<_>>(), found.complete)
+        };
+        let part = |from: &str, to: &str| -> Vec<(String, i64)> {
+            expected.range(from.to_owned()..to.to_owned()).map(|(c, s)| (c.clone(), *s)).collect()
+        };
+        assert_eq!(read(&slice("", None, 1000)), (part("", "~"), true));
+        assert_eq!(read(&slice("", None, 100)), (part("", "~"), true));
+        assert_eq!(read(&slice("", None, 99)), (part("", "99"), false));
+        assert_eq!(read(&slice("20", Some("29"), 1000)), (part("20", "3"), true));
+        assert_eq!(read(&slice("20", Some("20"), 1)), (part("20", "21"), true));
+        assert_eq!(read(&slice("205", Some("2"), 5)), (vec![], true));
+        assert_eq!(read(&slice("95", None, 3)), (part("95", "98"), false));
+    }
+    assert!(store.shared().stats.flushes.get() >= 2);
+}
+
+#[tokio::test]
+async fn a_large_answer_is_cut_by_bytes_and_says_so() {
+    let dir = directory();
+    let (store, _) = open(dir.path(), &Config::default());
+    for number in 0..8u8 {
+        apply_all(&store, [kv([number], value(1, vec![number; 1_500_000]))]).await;
+    }
+    let page = store.page(&[], &[], 100).unwrap();
+    assert_eq!((page.cells.len(), page.complete), (2, false));
+    assert_eq!(everything(&store, 100).len(), 8);
+    apply_all(&store, [kv([0], value(2, vec![9; 6_000_000]))]).await;
+    assert_eq!(store.page(&[], &[], 100).unwrap().cells.len(), 1, "a cell larger than an answer is one");
+    assert_eq!(everything(&store, 100).len(), 8);
+}
+
+/// All cells of a mutation or none, while memtables are frozen and flushed under the readers.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_mutation_is_seen_whole() {
+    let dir = directory();
+    let (store, _) = open(dir.path(), &tiny());
+    let reader = store.clone();
+    let stop = Arc::new(AtomicBool::new(false));
+    let stopped = stop.clone();
+    let looking = std::thread::spawn(move || {
+        let slice = Slice {
+            table: KV_TABLE,
+            partition: Bytes::from("p"),
+            first: Bytes::new(),
+            last: None,
+            cells_max: 100,
+        };
+        let mut looks = 0;
+        while !stopped.load(Atomic::Relaxed) {
+            let stamps: Vec<Stamp> =
+                reader.read(&slice).unwrap().cells.iter().map(|(_, cell)| cell.stamp).collect();
+            assert!(stamps.is_empty() || stamps.len() == 20);
+            assert!(stamps.iter().all(|stamp| *stamp == stamps[0]), "half a mutation: {stamps:?}");
+            looks += 1;
+        }
+        looks
+    });
+    for stamp in 1..400 {
+        let cells = (0..20u8).map(|column| (Bytes::from(vec![column]), value(stamp, [0; 200]))).collect();
+        let mutation = Mutation { table: KV_TABLE, partition: Bytes::from("p"), cells };
+        apply_all(&store, [Arc::new(mutation)]).await;
+        if stamp % 50 == 0 {
+            fill(&store, 400, &format!("filler {stamp}")).await;
+        }
+    }
+    stop.store(true, Atomic::Relaxed);
+    assert!(looking.join().unwrap() > 0);
+    assert!(store.shared().stats.flushes.get() > 0);
+}
+
+#[tokio::test]
+async fn many_mutations_share_a_commit() {
+    let dir = directory();
+    let (store, _) = open(dir.path(), &Config::default());
+    apply_all(&store, (0..2000u32).map(|number| kv(number.to_be_bytes(), value(1, "v")))).await;
+    let stats = &store.shared().stats;
+    assert_eq!(stats.mutations_applied.get(), 2000);
+    assert!(stats.commits.get() < 500, "{} commits", stats.commits.get());
+}
+
+/// Twenty times the memtable, and reads find everything, most of it in data.db.
+#[tokio::test]
+async fn data_may_be_much_larger_than_memory() {
+    let dir = directory();
+    let (store, _) = open(dir.path(), &tiny());
+    let cells = 8000u32;
+    for start in (0..cells).step_by(100) {
+        let scattered = |number: u32| number.wrapping_mul(2_654_435_761).to_be_bytes();
+        let put = |number| kv(scattered(number), value(i64::from(number) + 1, [0; 150]));
+        apply_all(&store, (start..start + 100).map(put)).await;
+        assert!(gauge(&store, "memtable_bytes") < 2 * 100_000 + 100_000);
+    }
+    quiet(&store).await;
+    assert!(store.shared().stats.flushes.get() >= 10);
+    assert!(gauge(&store, "log_rows") < 2000, "the log forgets what was flushed");
+    let all = everything(&store, 700);
+    assert_eq!(all.len(), cells as usize);
+    assert!(all.is_sorted_by(|(a, _), (b, _)| a < b));
+    let before = store.shared().stats.slices_read_base.get();
+    let oldest = 5u32.wrapping_mul(2_654_435_761).to_be_bytes();
+    assert_eq!(get(&store, oldest), Some(value(6, [0; 150])));
+    assert_eq!(store.shared().stats.slices_read_base.get(), before + 1);
+    let newest = (cells - 1).wrapping_mul(2_654_435_761).to_be_bytes();
+    apply_all(&store, [kv(newest, value(1_000_000, "new"))]).await;
+    assert_eq!(get(&store, newest), Some(value(1_000_000, "new")));
+    assert_eq!(
+        store.shared().stats.slices_read_base.get(),
+        before + 1,
+        "a fresh cell needs no look at the disk"
+    );
+}
+
+#[tokio::test]
+async fn hints_are_kept_in_order_counted_and_forgotten() {
+    let dir = directory();
+    let (store, _) = open(dir.path(), &tiny());
+    let mutation = |number: i64| kv("key", value(number, "hinted"));
+    let bytes = mutation(0).encoded_len() as u64;
+    for number in 1..=5 {
+        hint(&store, 3, mutation(number), 100 + number).await.unwrap();
+    }
+    hint(&store, 2, mutation(9), 500).await.unwrap();
+    assert_eq!(store.hint_total(NodeId(3)), HintTotals { count: 5, bytes: 5 * bytes, oldest_s: Some(101) });
+    assert_eq!(store.hint_total(NodeId(1)), HintTotals::default());
+
+    let hints = store.hints(NodeId(3), 10, 1_000_000).unwrap();
+    let stamps: Vec<i64> =
+        hints.iter().map(|hint| Mutation::decode(&hint.mutation).unwrap().stamp().0).collect();
+    assert_eq!(stamps, [1, 2, 3, 4, 5]);
+    assert_eq!(store.hints(NodeId(3), 2, 1_000_000).unwrap(), hints[..2]);
+    assert_eq!(store.hints(NodeId(3), 10, 2 * bytes as usize).unwrap(), hints[..2]);
+    assert_eq!(store.hints(NodeId(3), 10, 0).unwrap(), hints[..1], "at least one");
+    assert_eq!(store.hints(NodeId(1), 10, 1_000_000).unwrap(), []);
+
+    forget(&store, 3, vec![hints[0].sequence, hints[2].sequence, 77]).await;
+    forget(&store, 3, vec![hints[0].sequence]).await;
+    assert_eq!(store.hint_total(NodeId(3)), HintTotals { count: 3, bytes: 3 * bytes, oldest_s: Some(102) });
+    let totals = store.hint_totals();
+    store.close().await;
+    drop(store);
+
+    let (store, recovered) = open(dir.path(), &tiny());
+    assert_eq!(recovered.hints, totals);
+    assert_eq!(store.hint_totals(), totals);
+    assert_eq!(recovered.largest_stamp, Stamp(9), "hints count for the largest stamp");
+    let rest = store.hints(NodeId(3), 10, 1_000_000).unwrap();
+    assert_eq!(rest, [hints[1].clone(), hints[3].clone(), hints[4].clone()]);
+    hint(&store, 3, mutation(6), 900).await.unwrap();
+    let again = store.hints(NodeId(3), 10, 1_000_000).unwrap();
+    assert!(again[3].sequence > again[2].sequence, "new hints come after those from before the restart");
+    forget(&store, 3, again.iter().map(|hint| hint.sequence).collect()).await;
+    assert_eq!(store.hint_totals().into_keys().collect::<Vec<_>>(), [NodeId(2)]);
+    assert_eq!(gauge(&store, "hints"), 1);
+}
+
+/// Writes so many cells of 200 bytes.
+pub(super) async fn fill(store: &Store, cells: usize, prefix: &str) {
+    apply_all(store, (0..cells).map(|number| kv(format!("{prefix} {number}"), value(1, [0; 200])))).await;
+}
