@@ -26,7 +26,7 @@ struct Arguments {
     /// File that lists the servers of the cluster, one host:port per line
     #[arg(long, default_value = "nodes.txt")]
     nodes: PathBuf,
-    /// Data directory [default: data/<id>]
+    /// Data directory [default: data/ID]
     #[arg(long)]
     data: Option<PathBuf>,
     /// Configuration file (TOML)

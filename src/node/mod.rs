@@ -35,6 +35,10 @@ use directory::Directory;
 pub use directory::DirectoryError;
 pub use identity::IdentityError;
 
+/// How often, and how far apart, a start tries to get its port and directory before it says that they are taken.
+const PATIENCE_ATTEMPTS: u32 = 10;
+const PATIENCE_PAUSE: Duration = Duration::from_millis(50);
+
 /// What a node is started with.
 pub struct NodeOptions {
     /// Every setting.
@@ -93,9 +97,13 @@ impl Node {
         let config = Arc::new(config);
         let own = nodes.address(id).expect("the caller picked a server of the list").clone();
         let address = listen_address(&config, &own);
-        drop(bind(&address).await?); // a taken port is found before any data is touched
-
-        let directory = Directory::lock(&data)?;
+        // Before any data is touched: is the port free, is the directory? A server that was killed a moment ago may
+        // still hold both.
+        let directory = patiently(async || {
+            drop(bind(&address).await?);
+            Ok(Directory::lock(&data)?)
+        });
+        let directory = directory.await?;
         let clock = Arc::new(Clock::machine(config.test_clock_offset_ms));
         let remembered = identity::claim(&data, &config, &nodes, id, clock.wall_us())?;
         let stats = Arc::new(Stats::default());
@@ -206,6 +214,17 @@ fn listen_address(config: &Config, own: &Address) -> String {
         "" => own.to_string(),
         listen => Address { host: listen.to_owned(), port: own.port }.to_string(),
     }
+}
+
+/// Tries again for a moment while it fails.
+async fn patiently<T>(attempt: impl AsyncFn() -> Result<T, StartError>) -> Result<T, StartError> {
+    for _ in 0..PATIENCE_ATTEMPTS {
+        if let Ok(done) = attempt().await {
+            return Ok(done);
+        }
+        tokio::time::sleep(PATIENCE_PAUSE).await;
+    }
+    attempt().await
 }
 
 async fn bind(address: &str) -> Result<TcpListener, StartError> {
