@@ -259,8 +259,7 @@ impl Coordinator {
             let mut hints = self.hint(&round, absent, trace);
             match self.await_verdict(&mut round, &mut answers, &mut hints, trace).await {
                 Verdict::Restamp(above) => {
-                    self.clock.observe(above);
-                    round.stamp = self.clock.stamp();
+                    round.stamp = self.clock.stamp_above(above);
                     trace.note(|| format!("replicas are ahead: once more with stamp {}", round.stamp));
                     self.stats.writes_restamped.count();
                     round.outgoing = Outgoing::new(round.outgoing.mutation().restamped(round.stamp));
@@ -271,13 +270,13 @@ impl Coordinator {
                 }
                 Verdict::Met => {
                     let written = round.written();
-                    self.settle(round, answers);
+                    self.settle(round, answers, hints);
                     return Ok(written);
                 }
                 Verdict::Failed | Verdict::Pending => {
                     let refused = round.refused(level);
                     if !matches!(refused, Refused::Overloaded { .. }) {
-                        self.settle(round, answers);
+                        self.settle(round, answers, hints);
                     }
                     return Err(refused);
                 }
@@ -298,7 +297,7 @@ impl Coordinator {
     }
 
     /// Keeps the round's mutation for the absent replicas.
-    fn hint(&self, round: &Round, absent: &[NodeId], trace: &mut Trace) -> Answers<Result<(), Failure>> {
+    fn hint(&self, round: &Round, absent: &[NodeId], trace: &mut Trace) -> Answers<Hinted> {
         let mut answers = Answers::default();
         for node in absent {
             trace.note(|| format!("server {node} is absent: hint"));
@@ -312,7 +311,7 @@ impl Coordinator {
         &self,
         round: &mut Round,
         answers: &mut Answers<ApplyAnswer>,
-        hints: &mut Answers<Result<(), Failure>>,
+        hints: &mut Answers<Hinted>,
         trace: &mut Trace,
     ) -> Verdict {
         let deadline = tokio::time::sleep_until(round.deadline);
@@ -370,14 +369,22 @@ impl Coordinator {
     }
 
     /// Awaits, in the background, the answers that the client does not wait for. Whoever fails gets a hint.
-    fn settle(self: &Arc<Self>, round: Round, answers: Answers<ApplyAnswer>) {
-        if round.op.waiting().next().is_some() || round.op.failures().next().is_some() {
-            tokio::spawn(self.clone().settle_late(round, answers));
+    fn settle(self: &Arc<Self>, round: Round, answers: Answers<ApplyAnswer>, hints: Answers<Hinted>) {
+        if round.op.owed().next().is_some() || hints.due() > 0 {
+            tokio::spawn(self.clone().settle_late(round, answers, hints));
         }
     }
 
-    async fn settle_late(self: Arc<Self>, mut round: Round, mut answers: Answers<ApplyAnswer>) {
+    async fn settle_late(
+        self: Arc<Self>,
+        mut round: Round,
+        mut answers: Answers<ApplyAnswer>,
+        mut hints: Answers<Hinted>,
+    ) {
         let late = async {
+            while let Some((node, outcome)) = hints.next().await {
+                round.op.note_hint(node, outcome);
+            }
             while let Some((node, answer)) = answers.next().await {
                 round.op.note(node, answer);
             }
@@ -385,11 +392,10 @@ impl Coordinator {
         // After the deadline whoever is silent gets a hint too; it may have the mutation, which does no harm.
         let _ = tokio::time::timeout_at(round.deadline, late).await;
         // This server keeps no hints for itself, but a full queue passes.
-        let takes_it_later =
-            |(node, failure): &(NodeId, &Failure)| *node != self.me || **failure == Failure::Overloaded;
-        let failed = round.op.failures().filter(takes_it_later).map(|(node, _)| node);
-        let silent = round.op.waiting().filter(|node| *node != self.me);
-        let missing = failed.chain(silent).collect();
+        let can_be_made_up = |(node, failure): &(NodeId, Option<&Failure>)| {
+            *node != self.me || *failure == Some(&Failure::Overloaded)
+        };
+        let missing = round.op.owed().filter(can_be_made_up).map(|(node, _)| node).collect();
         self.make_up(&round.outgoing, missing).await;
         drop(round.admitted); // now nothing of this request is under way
     }
@@ -743,6 +749,9 @@ impl Coordinator {
         ]
     }
 }
+
+/// What became of a hint.
+type Hinted = Result<(), Failure>;
 
 /// A write on its way: what is sent, what came back, until when.
 struct Round {

@@ -37,6 +37,8 @@ struct Slot {
     state: SlotState,
     /// It told its stamp, or took an earlier one, in an earlier round.
     heard_before: bool,
+    /// It is only hinted.
+    only_hinted: bool,
 }
 
 #[derive(Debug, PartialEq)]
@@ -69,9 +71,10 @@ impl WriteOp {
     /// A write to `alive` replicas, with `absent` ones only hinted. `stamp_given`: the client chose the stamp.
     pub fn new(level: Level, alive: &[NodeId], absent: &[NodeId], stamp_given: bool) -> WriteOp {
         let replicas = alive.len() + absent.len();
-        let slot = |node: &NodeId, state| Slot { node: *node, state, heard_before: false };
-        let waiting = alive.iter().map(|node| slot(node, SlotState::Waiting));
-        let hinting = absent.iter().map(|node| slot(node, SlotState::Absent));
+        let slot =
+            |node: &NodeId, state, only_hinted| Slot { node: *node, state, heard_before: false, only_hinted };
+        let waiting = alive.iter().map(|node| slot(node, SlotState::Waiting, false));
+        let hinting = absent.iter().map(|node| slot(node, SlotState::Absent, true));
         WriteOp {
             level,
             needed: level.needed(replicas),
@@ -114,6 +117,7 @@ impl WriteOp {
         let failed = self.slots.iter_mut().filter(|slot| matches!(slot.state, SlotState::Failed(_)));
         let give_up = |slot: &mut Slot| {
             slot.state = SlotState::Absent;
+            slot.only_hinted = true;
             slot.node
         };
         failed.map(give_up).collect()
@@ -179,6 +183,18 @@ impl WriteOp {
     pub fn failures(&self) -> impl Iterator<Item = (NodeId, &Failure)> {
         self.slots.iter().filter_map(|slot| match &slot.state {
             SlotState::Failed(failure) => Some((slot.node, failure)),
+            _ => None,
+        })
+    }
+
+    /// The replicas that may lack the mutation and are owed a hint: those that failed or are still silent, and those
+    /// whose hint found this server's log too busy. A hint that was refused for good is not owed again.
+    pub fn owed(&self) -> impl Iterator<Item = (NodeId, Option<&Failure>)> {
+        self.slots.iter().filter_map(|slot| match &slot.state {
+            SlotState::Waiting => Some((slot.node, None)),
+            SlotState::Failed(failure) if !slot.only_hinted || *failure == Failure::Overloaded => {
+                Some((slot.node, Some(failure)))
+            }
             _ => None,
         })
     }
