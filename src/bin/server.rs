@@ -12,6 +12,9 @@ use tetrachord::node::{Node, NodeOptions};
 use tetrachord::nodes::Nodes;
 use tokio::signal::unix::{SignalKind, signal};
 
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// Serves one line of nodes.txt until it is told to stop (SIGTERM or Ctrl-C).
 ///
 /// Exit code 0 after a graceful stop, 2 when it could not start; the message says what to do.

@@ -1,6 +1,7 @@
 //! How the writer and the flusher are driven: the same turns, by a thread of their own or by a task.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Condvar, Mutex};
 use std::thread;
 use std::time::Duration;
@@ -85,6 +86,35 @@ impl Bell {
             }
         }
         self.state.lock().expect("no panic while it is held").rung = false;
+    }
+}
+
+/// Tells a worker that something was queued, but not each time: once all tasks that are ready have had their turn, so
+/// that what arrived together is committed together. Without this the first of many requests would wake the writer,
+/// which would sync a batch of one while the others are still being read.
+#[derive(Default)]
+pub(super) struct Arrivals {
+    /// Something was queued since the bell was rung.
+    any: AtomicBool,
+    noted: Notify,
+}
+
+impl Arrivals {
+    /// Something was queued.
+    pub fn note(&self) {
+        if !self.any.swap(true, Ordering::AcqRel) {
+            self.noted.notify_one();
+        }
+    }
+
+    /// Rings the bell a moment after each arrival. Never ends by itself.
+    pub async fn ring_for_all(self: Arc<Self>, bell: Arc<Bell>) {
+        loop {
+            self.noted.notified().await;
+            tokio::task::yield_now().await; // to the end of the line, behind the sockets that are ready
+            self.any.store(false, Ordering::Release);
+            bell.ring();
+        }
     }
 }
 

@@ -46,6 +46,7 @@ use std::time::Duration;
 
 use rusqlite::Connection;
 use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use crate::answer::{AnswerTo, ApplyAnswer, Failure, NodeId};
@@ -57,7 +58,7 @@ use crate::stats::Stats;
 
 use base::BaseWriter;
 use commit_log::CommitLog;
-use drive::{Bell, Driven};
+use drive::{Arrivals, Bell, Driven};
 use flush::Flusher;
 use health::Health;
 use mark::Mark;
@@ -98,6 +99,8 @@ struct Inner {
 }
 
 struct Workers {
+    /// Rings for the writer.
+    ringing: JoinHandle<()>,
     writer: Driven,
     flusher: Driven,
 }
@@ -109,6 +112,7 @@ struct Shared {
     health: Health,
     stats: Arc<Stats>,
     writer_bell: Arc<Bell>,
+    arrivals: Arc<Arrivals>,
     flusher_bell: Arc<Bell>,
     /// Log rows up to this sequence are in data.db and may be forgotten.
     flushed_upto: AtomicI64,
@@ -291,6 +295,7 @@ impl Store {
         let Some(mut workers) = workers else { return };
         self.shared().end(Ending::Drain);
         workers.writer.ended().await;
+        workers.ringing.abort();
         self.shared().end(Ending::FlusherEnds);
         workers.flusher.ended().await;
     }
@@ -303,7 +308,7 @@ impl Store {
         }
         match self.shared().queue.push(request) {
             Ok(()) => {
-                self.shared().writer_bell.ring();
+                self.shared().arrivals.note();
                 false
             }
             Err(request) => {
@@ -337,6 +342,7 @@ impl Shared {
             health: Health::default(),
             stats,
             writer_bell: Arc::default(),
+            arrivals: Arc::default(),
             flusher_bell: Arc::default(),
             flushed_upto: AtomicI64::new(log.flushed_upto()),
             log_first: AtomicI64::new(log.first()),
@@ -381,6 +387,7 @@ impl Drop for Inner {
     fn drop(&mut self) {
         self.shared.end(Ending::Now);
         if let Some(workers) = self.workers.get_mut().expect("no panic while it is held") {
+            workers.ringing.abort();
             // So that whoever opens the directory next is alone; at most one transaction is waited for.
             workers.writer.join();
             workers.flusher.join();
@@ -398,11 +405,13 @@ fn start_workers(
 ) -> Result<Workers, OpenError> {
     let (answers, batches) = mpsc::unbounded_channel();
     tokio::spawn(writer::give_answers(batches));
+    let ringing = tokio::spawn(shared.arrivals.clone().ring_for_all(shared.writer_bell.clone()));
     let log_path = log.path().to_owned();
     let no_thread = |error: std::io::Error| OpenError::NoThread { path: log_path.clone(), source: error };
     let writer = Writer::new(shared.clone(), log, mark, config.memtable_bytes_max, answers);
     let flusher = Flusher::new(shared.clone(), base, config.flush_transaction_cells);
     Ok(Workers {
+        ringing,
         writer: drive::start("log writer", writer, shared.writer_bell.clone(), drive).map_err(no_thread)?,
         flusher: drive::start("flusher", flusher, shared.flusher_bell.clone(), drive).map_err(no_thread)?,
     })
