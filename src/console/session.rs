@@ -410,7 +410,7 @@ fn waiting(member: &Member) -> String {
         0 => "  no hints are kept".to_owned(),
         _ => {
             let bytes = text::count(member.hint_bytes.unwrap_or(0).max(0) as u64);
-            format!("  {} wait ({bytes} bytes{stopped})", text::plural(hints, "hint", "hints"))
+            format!("  {} ({bytes} bytes{stopped})", text::plural(hints, "hint waits", "hints wait"))
         }
     }
 }
