@@ -74,6 +74,16 @@ impl Clock {
         }
     }
 
+    /// Takes note of the largest stamp found on this server's own disk, unless it is wild: more than a day ahead of both
+    /// the wall clock and `earlier_wall_us`, what that clock was at an earlier start. Says whether it did.
+    pub fn observe_stored(&self, stamp: Stamp, earlier_wall_us: i64) -> bool {
+        let believable = stamp.0 <= self.wall_us().max(earlier_wall_us).saturating_add(TOLD_AHEAD_MAX_US);
+        if believable {
+            self.observe(stamp);
+        }
+        believable
+    }
+
     /// A stamp larger than every stamp made or observed before, and than `above`, which need not be believable.
     pub fn stamp_above(&self, above: Stamp) -> Stamp {
         self.observe_told(above);

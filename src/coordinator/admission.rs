@@ -54,6 +54,13 @@ impl Admission {
 }
 
 impl Admitted {
+    /// Gives back all but `bytes`.
+    pub fn shrink_to(&mut self, bytes: usize) {
+        let given_back = self.bytes.saturating_sub(bytes);
+        self.admission.bytes.fetch_sub(given_back, Ordering::Relaxed);
+        self.bytes -= given_back;
+    }
+
     /// Takes `more` bytes, or says no and takes none.
     pub fn grow(&mut self, more: usize) -> bool {
         let held = self.admission.bytes.fetch_add(more, Ordering::Relaxed) + more;
@@ -92,6 +99,8 @@ mod tests {
         drop(second);
         assert!(third.grow(40));
         assert_eq!(admission.under_way(), (1, 100));
+        third.shrink_to(10);
+        assert_eq!(admission.under_way(), (1, 10));
         drop(third);
         assert_eq!(admission.under_way(), (0, 0));
     }

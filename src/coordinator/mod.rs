@@ -264,7 +264,7 @@ impl Coordinator {
                     self.stats.writes_restamped.count();
                     round.outgoing = Outgoing::new(round.outgoing.mutation().restamped(round.stamp));
                     // Who failed in this round is not asked again: it gets the newer mutation as a hint.
-                    let failed: Vec<NodeId> = round.op.failures().map(|(node, _)| node).collect();
+                    let failed: Vec<NodeId> = round.op.failed().collect();
                     self.hint_and_forget(&round.outgoing, failed.into_iter());
                     round.op.restamped();
                 }
@@ -321,7 +321,7 @@ impl Coordinator {
             match round.op.verdict() {
                 Verdict::Pending => {}
                 Verdict::Failed if round.op.may_be_unstored() && answers.due() > 0 => {}
-                Verdict::Failed => match round.op.hint_instead() {
+                Verdict::Failed => match round.op.hint_instead(self.me) {
                     failed if failed.is_empty() => return Verdict::Failed,
                     failed => {
                         failed.iter().for_each(|node| {
@@ -508,6 +508,7 @@ impl Coordinator {
         trace.note(|| format!("server {} coordinates, {level}", self.me));
         let deadline = start + self.config.read_timeout();
         loop {
+            admitted.shrink_to(slice.partition.len()); // the answers of an earlier attempt are gone
             let mut op = ReadOp::new(needed, alive.clone());
             self.await_answers(&mut op, &slice, &mut admitted, deadline, trace).await?;
             let answered = op.answered();

@@ -35,7 +35,7 @@ pub struct WriteOp {
 struct Slot {
     node: NodeId,
     state: SlotState,
-    /// It told its stamp, or took an earlier one, in an earlier round.
+    /// It told its stamp, or took an earlier one, in an earlier round; or it failed in a way that leaves that open.
     heard_before: bool,
     /// It is only hinted.
     only_hinted: bool,
@@ -109,13 +109,20 @@ impl WriteOp {
         }
     }
 
-    /// At ANY a hint is enough: the replicas that failed and are to be hinted instead, once. Empty at other levels.
-    pub fn hint_instead(&mut self) -> Vec<NodeId> {
+    /// At ANY a hint is enough: the replicas that failed and are to be hinted instead, once. Empty at other levels. Not
+    /// `me`, the coordinator: it keeps no hints for itself.
+    pub fn hint_instead(&mut self, me: NodeId) -> Vec<NodeId> {
         if self.level != Level::Any || std::mem::replace(&mut self.hinted_instead, true) {
             return Vec::new();
         }
-        let failed = self.slots.iter_mut().filter(|slot| matches!(slot.state, SlotState::Failed(_)));
+        let failed = self
+            .slots
+            .iter_mut()
+            .filter(|slot| matches!(slot.state, SlotState::Failed(_)) && slot.node != me);
         let give_up = |slot: &mut Slot| {
+            // It may have the mutation all the same: that is not to be forgotten with the failure.
+            slot.heard_before |=
+                matches!(&slot.state, SlotState::Failed(failure) if !failure.nothing_stored());
             slot.state = SlotState::Absent;
             slot.only_hinted = true;
             slot.node
@@ -148,6 +155,9 @@ impl WriteOp {
                 SlotState::Applied | SlotState::Behind(_) => {
                     slot.heard_before = true;
                     slot.state = SlotState::Waiting;
+                }
+                SlotState::Failed(_) | SlotState::Hinted if slot.only_hinted => {
+                    slot.state = SlotState::Absent
                 }
                 SlotState::Waiting | SlotState::Failed(_) | SlotState::Absent | SlotState::Hinted => {}
             }
@@ -185,6 +195,12 @@ impl WriteOp {
             SlotState::Failed(failure) => Some((slot.node, failure)),
             _ => None,
         })
+    }
+
+    /// The replicas that were asked and failed.
+    pub fn failed(&self) -> impl Iterator<Item = NodeId> {
+        let failed = |slot: &&Slot| matches!(slot.state, SlotState::Failed(_)) && !slot.only_hinted;
+        self.slots.iter().filter(failed).map(|slot| slot.node)
     }
 
     /// The replicas that may lack the mutation and are owed a hint: those that failed or are still silent, and those
@@ -280,7 +296,7 @@ mod tests {
                 *op = Some(WriteOp::new(level, &ids("alive"), &ids("absent"), words.contains(&"given")));
             }
             "restamped" => op.as_mut().expect("a write").restamped(),
-            "instead" => drop(op.as_mut().expect("a write").hint_instead()),
+            "instead" => drop(op.as_mut().expect("a write").hint_instead(NodeId(0))),
             "hint" => {
                 let refused = Err(Failure::Refused("disk full".into()));
                 let outcome = if words[2] == "ok" { Ok(()) } else { refused };

@@ -107,7 +107,7 @@ impl Node {
         let clock = Arc::new(Clock::machine(config.test_clock_offset_ms));
         let remembered = identity::claim(&data, &config, &nodes, id, clock.wall_us())?;
         let stats = Arc::new(Stats::default());
-        let store = open_store(&data, &config, &clock, &stats, id)?;
+        let store = open_store(&data, &config, &clock, remembered.generation, &stats, id)?;
 
         let ring = Arc::new(Ring::even(nodes.len(), config.replication_factor));
         let members = Arc::new(Members::new(id, nodes.len(), remembered.generation, &config));
@@ -238,12 +238,18 @@ fn open_store(
     data: &std::path::Path,
     config: &Config,
     clock: &Clock,
+    earlier_wall_us: i64,
     stats: &Arc<Stats>,
     id: NodeId,
 ) -> Result<Store, OpenError> {
     let progress = |rows: u64| log::info!("server {id}: replaying the commit log, {rows} rows so far");
     let (store, recovered) = Store::open(data, config, Disk::real(), Drive::Thread, stats.clone(), progress)?;
-    clock.observe(recovered.largest_stamp);
+    if !clock.observe_stored(recovered.largest_stamp, earlier_wall_us) {
+        let wild = recovered.largest_stamp;
+        log::warn!(
+            "server {id}: the stamp {wild} in its data is far ahead of every clock; new stamps do not follow it"
+        );
+    }
     log::info!(
         "server {id}: replayed {} rows of the commit log in {:.3} s; hints held: {}",
         recovered.rows_replayed,

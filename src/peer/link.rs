@@ -116,22 +116,26 @@ impl Link {
     pub(super) async fn run(self: Arc<Self>) {
         loop {
             let dialled = self.ticking(self.dial()).await;
-            let wait = match dialled {
-                Ok((stream, inbox)) => self.live(stream, inbox).await,
+            match dialled {
+                Ok((stream, inbox)) => {
+                    let wait = self.live(stream, inbox).await;
+                    self.ticking(sleep(wait)).await;
+                }
                 Err(NotConnected { why, retry }) => {
                     self.members.note(self.node, Event::Refused { why });
                     self.attempted.store(true, Ordering::Release);
-                    retry
+                    self.ticking(self.until_greeted(retry)).await;
                 }
-            };
-            let patience = async {
-                tokio::select! {
-                    biased; // who has just greeted is there
-                    () = self.greeted.notified() => {}
-                    () = sleep(wait) => {}
-                }
-            };
-            self.ticking(patience).await;
+            }
+        }
+    }
+
+    /// Waits, but not once the other server has greeted: then it is there.
+    async fn until_greeted(&self, wait: Duration) {
+        tokio::select! {
+            biased; // who has just greeted is there
+            () = self.greeted.notified() => {}
+            () = sleep(wait) => {}
         }
     }
 

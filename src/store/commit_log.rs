@@ -159,7 +159,6 @@ impl CommitLog {
         check_end(&self.connection, &self.path, replay.upto)?;
         self.next = replay.upto + 1;
         self.first = self.first_row().map_err(self.using())?.unwrap_or(self.next);
-        self.settle()?;
         Ok((rest, replay.rows))
     }
 
@@ -169,12 +168,13 @@ impl CommitLog {
         sqlite::set_meta(&self.connection, FLUSHED_UPTO, flushed_upto).map_err(self.using())?;
         self.flushed_upto = flushed_upto;
         self.next = flushed_upto + 1;
-        self.settle()
+        Ok(())
     }
 
     /// What a crash left in the write-ahead log may be in memory only, if its fsync had failed, and what is written
-    /// after it would be lost with it at a power cut. So all of it goes into the database before anything new does.
-    fn settle(&mut self) -> Result<(), OpenError> {
+    /// after it would be lost with it at a power cut. So all of it goes into the database before anything new does;
+    /// but not before every check for damage has passed, for it ends the write-ahead log.
+    pub fn settle(&mut self) -> Result<(), OpenError> {
         sqlite::set_meta(&self.connection, WRITTEN_UPTO, self.next - 1).map_err(self.using())?;
         // Somebody's open SQLite shell may prevent the end of it; the pages are synced all the same.
         sqlite::checkpoint(&self.connection, "TRUNCATE").map_err(self.using())

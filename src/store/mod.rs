@@ -154,6 +154,14 @@ impl Store {
         mut progress: impl FnMut(u64),
     ) -> Result<(Store, Recovered), OpenError> {
         let started = Instant::now();
+        let mark = if disk.is_real() { Mark::open(dir) } else { None };
+        let promised = mark.as_ref().map_or(config.durability, |mark| mark.promised(config.durability));
+        if disk.is_real() {
+            wal_check::refuse_damage(&dir.join(base::FILE))?;
+            if promised == Durability::PowerLoss {
+                wal_check::refuse_damage(&dir.join(commit_log::FILE))?;
+            }
+        }
         let mut base = base::open(dir, config, &disk)?;
         let log_created = base.log_created()?;
         let (mut log, _) = CommitLog::open(dir, config, &disk, !log_created)?;
@@ -169,9 +177,10 @@ impl Store {
             check_base_is_not_new(&base, &log, hints.largest_sequence)?;
             base.note_log_created()?;
         }
-        check_log_is_not_older(&base, &mut log, config.durability)?;
-        let mark = if disk.is_real() { Some(Mark::open(dir)?) } else { None };
-        check_log_reaches_its_mark(&mark, &log, config.durability)?;
+        check_log_is_not_older(&base, &mut log, promised)?;
+        check_log_reaches_its_mark(&mark, &log, promised)?;
+        log.settle()?;
+        let mark = mark.and_then(|mark| mark.begin(log.last(), config.durability));
 
         let flushed = base.base().largest();
         let largest = Some(flushed).max(active.largest()).max(hints.largest_stamp);

@@ -12,7 +12,6 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::wal_check;
 use rusqlite::config::DbConfig;
 use rusqlite::types::ValueRef;
 use rusqlite::{Connection, ErrorCode, OpenFlags, Row};
@@ -63,6 +62,14 @@ pub enum OpenError {
     /// The system gave no thread to write the file.
     #[error("cannot start a thread to write {path}: {source}", path = path.display())]
     NoThread {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// The file cannot be read or written. That says nothing about what is in it.
+    #[error("cannot open {path}: {source}; mend that and start again", path = path.display())]
+    Unreadable {
         /// The file.
         path: PathBuf,
         /// What the system said.
@@ -201,9 +208,6 @@ pub(super) fn open_to_write(
     may_create: bool,
 ) -> Result<(Connection, bool), OpenError> {
     let using = |source| OpenError::using(path, source);
-    if disk.is_real() && synchronous == "FULL" {
-        wal_check::refuse_damage(path)?;
-    }
     let mut flags = OpenFlags::SQLITE_OPEN_READ_WRITE;
     flags.set(OpenFlags::SQLITE_OPEN_CREATE, may_create);
     let connection = disk.connect(path, flags).map_err(|source| match source.sqlite_error_code() {

@@ -133,6 +133,7 @@ async fn files_that_are_gone_empty_or_of_another_time_are_refused() {
     std::fs::copy(file(&old, "log.db"), file(&dir, "log.db")).unwrap();
     assert!(refusal(&dir).contains("it is older than data.db"), "{}", refusal(&dir));
     // A power cut may do that if the log was not synced; then the base has it all, and the log goes on after it.
+    std::fs::remove_file(file(&dir, "log.mark")).unwrap(); // which says that it was synced
     let config = Config { durability: Durability::ProcessCrash, ..tiny() };
     let (store, _) = open(dir.path(), &config);
     apply_all(&store, [kv("after", value(1, "v"))]).await;
@@ -243,6 +244,28 @@ async fn a_write_ahead_log_cut_behind_the_mark_is_refused() {
     let refused =
         try_open(image.path(), &Config::default(), Drive::Thread).err().expect("the last row is gone");
     assert!(refused.to_string().contains("rows up to 10 were committed"), "{refused}");
+}
+
+/// What a power cut takes from a log of `process-crash` is no damage, even if the setting is changed afterwards.
+#[tokio::test]
+async fn a_log_of_process_crash_may_end_before_its_mark() {
+    let dir = directory();
+    let lazy = Config { durability: crate::config::Durability::ProcessCrash, ..Config::default() };
+    let (store, _) = open(dir.path(), &lazy);
+    for number in 0..10 {
+        let cell = value(number, "v");
+        apply_all(&store, [Arc::new(Mutation::single(KV_TABLE, Bytes::from(vec![number as u8]), cell))])
+            .await;
+    }
+    let image = copy_of(dir.path());
+    let wal = image.path().join("log.db-wal");
+    let len = std::fs::metadata(&wal).unwrap().len();
+    std::fs::OpenOptions::new().write(true).open(&wal).unwrap().set_len(len - 100).unwrap();
+    let (store, _) = open(image.path(), &Config::default());
+    assert_eq!(everything(&store, 1000).len(), 9);
+    store.close().await;
+    drop(store);
+    open(image.path(), &Config::default()); // and the mark is right again
 }
 
 /// Whatever byte of log.db changes: either the store refuses, or all that was acknowledged is there.
