@@ -31,6 +31,7 @@ use super::ring_view::SharedRing;
 use crate::net::TcpStream;
 use crate::nodes::Address;
 use crate::thrift::codec::{Protocol, ReplyError, read_reply, write_call};
+use crate::thrift::dress::framed;
 use crate::thrift::method::{Describe, Method};
 
 /// Room made for one read from the socket.
@@ -261,12 +262,9 @@ impl State {
     ) -> i32 {
         self.sequence = self.sequence.wrapping_add(1);
         let start = self.outbox.len();
-        self.outbox.extend_from_slice(&[0; 4]);
-        write_call::<M>(Protocol::Binary, self.sequence, request, &mut self.outbox);
-        let frame_bytes = self.outbox.len() - start - 4;
-        let prefix = u32::try_from(frame_bytes).expect("a request is far below 4 GiB").to_be_bytes();
-        self.outbox[start..start + 4].copy_from_slice(&prefix);
-        self.given_bytes += 4 + frame_bytes as u64;
+        let sequence = self.sequence;
+        framed(&mut self.outbox, |out| write_call::<M>(Protocol::Binary, sequence, request, out));
+        self.given_bytes += (self.outbox.len() - start) as u64;
         self.waiting.push_back(Waiting {
             frame_end: self.given_bytes,
             deadline: Instant::now() + timeout,

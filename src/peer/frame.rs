@@ -10,6 +10,7 @@ use thrift::protocol::{
 use tokio::io::{AsyncRead, AsyncReadExt};
 
 use crate::thrift::codec::{self, Protocol};
+use crate::thrift::dress::framed;
 use crate::thrift::method::{Apply, Method};
 
 /// Bytes of the length in front of each frame.
@@ -43,14 +44,6 @@ pub(super) fn write_apply(sequence: i32, epoch: u64, mutations: &[Bytes], out: &
 pub(super) fn apply_bytes(mutations: &[Bytes]) -> usize {
     let mutations: usize = mutations.iter().map(|mutation| LENGTH_BYTES + mutation.len()).sum();
     APPLY_OVERHEAD_BYTES + mutations
-}
-
-fn framed(out: &mut Vec<u8>, write: impl FnOnce(&mut Vec<u8>)) {
-    let start = out.len();
-    out.extend_from_slice(&[0; LENGTH_BYTES]);
-    write(out);
-    let length = u32::try_from(out.len() - start - LENGTH_BYTES).expect("messages are bounded well below");
-    out[start..start + LENGTH_BYTES].copy_from_slice(&length.to_be_bytes());
 }
 
 fn apply_message(

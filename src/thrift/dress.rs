@@ -12,9 +12,6 @@
 
 use std::ops::Range;
 
-use bytes::{Buf, Bytes, BytesMut};
-use tokio::io::{AsyncRead, AsyncReadExt};
-
 use super::codec::Protocol;
 use super::scan::{Bounds, Broken, Scanner};
 
@@ -251,46 +248,6 @@ fn take_varint(bytes: &mut &[u8]) -> Result<u64, Broken> {
     Err(Broken::LongVarint { bytes_max: 4 })
 }
 
-/// Cuts what a client or a peer link receives into frames. Whoever uses it framed its calls, so the answers are.
-#[derive(Debug)]
-pub struct FrameReader {
-    buffer: BytesMut,
-    frame_bytes_max: usize,
-}
-
-/// What is read at once, so that many small frames come with one system call.
-const READ_BYTES: usize = 64 * 1024;
-
-impl FrameReader {
-    /// A reader before the first frame; a frame longer than `frame_bytes_max` will be refused.
-    pub fn new(frame_bytes_max: usize) -> FrameReader {
-        FrameReader { buffer: BytesMut::new(), frame_bytes_max }
-    }
-
-    /// Reads once; returns how many bytes came, 0 at the end of the stream. May be cancelled without loss.
-    pub async fn read_from(&mut self, stream: &mut (impl AsyncRead + Unpin)) -> std::io::Result<usize> {
-        self.buffer.reserve(READ_BYTES);
-        stream.read_buf(&mut self.buffer).await
-    }
-
-    /// Takes bytes that were read elsewhere.
-    pub fn extend(&mut self, bytes: &[u8]) {
-        self.buffer.extend_from_slice(bytes);
-    }
-
-    /// The next whole frame, without its length; `None` until it has been read. It shares the memory it was read
-    /// into, so whoever keeps a small part for long copies it.
-    pub fn next_frame(&mut self) -> Result<Option<Bytes>, Broken> {
-        let Some(length) = self.buffer.first_chunk::<FRAME_LENGTH_BYTES>() else { return Ok(None) };
-        let length = frame_length(*length, self.frame_bytes_max)?;
-        if self.buffer.len() < FRAME_LENGTH_BYTES + length {
-            return Ok(None);
-        }
-        self.buffer.advance(FRAME_LENGTH_BYTES);
-        Ok(Some(self.buffer.split_to(length).freeze()))
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::super::codec::write_call;
@@ -411,36 +368,5 @@ mod tests {
         let body = bytes.len() - message.len()..bytes.len();
         let dress = Dress::header(Protocol::Binary, 9);
         assert_eq!(Splitter::new(BOUNDS).split(&bytes), Ok(Split::Message { dress, body }));
-    }
-
-    #[test]
-    fn frames_are_read_in_any_pieces_and_bounded() {
-        let mut bytes = Vec::new();
-        framed(&mut bytes, |out| out.extend_from_slice(b"first"));
-        framed(&mut bytes, |_| {});
-        framed(&mut bytes, |out| out.extend_from_slice(&[7; 10]));
-        let mut reader = FrameReader::new(10);
-        let mut frames = Vec::new();
-        for byte in bytes {
-            reader.extend(&[byte]);
-            frames.extend(reader.next_frame().unwrap());
-        }
-        assert_eq!(frames, [&b"first"[..], b"", &[7; 10]]);
-        reader.extend(&[0, 0, 0, 11]);
-        assert_eq!(reader.next_frame(), Err(Broken::TooLong { bytes_max: 10 }));
-    }
-
-    #[tokio::test]
-    async fn frames_come_from_a_stream() {
-        let mut bytes = Vec::new();
-        framed(&mut bytes, |out| out.extend_from_slice(b"first"));
-        framed(&mut bytes, |out| out.extend_from_slice(b"second"));
-        let mut stream = &bytes[..];
-        let mut reader = FrameReader::new(10);
-        assert_eq!(reader.read_from(&mut stream).await.unwrap(), bytes.len());
-        assert_eq!(reader.next_frame().unwrap().unwrap(), "first");
-        assert_eq!(reader.next_frame().unwrap().unwrap(), "second");
-        assert_eq!(reader.next_frame().unwrap(), None);
-        assert_eq!(reader.read_from(&mut stream).await.unwrap(), 0);
     }
 }
