@@ -38,7 +38,8 @@ pub mod service;
 pub mod node;
 pub mod server;
 
-// Who uses it.
+// Who uses it, and who judges it.
+pub mod check;
 pub mod client;
 pub mod console;
 pub mod inspect;
