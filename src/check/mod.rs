@@ -19,6 +19,8 @@ pub mod linear;
 mod register;
 pub mod settled;
 #[cfg(test)]
+mod simulated;
+#[cfg(test)]
 mod tests;
 mod text;
 
