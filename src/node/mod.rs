@@ -1,13 +1,13 @@
 //! Builds a server from its parts, in the order in which they need each other, and takes it down in the reverse order.
 //!
-//!   directory (lock) ─► identity ─► store (replay) ─► members, links ─► handoff, coordinator, service ─► serve
+//!   directory (lock) ─► identity ─► core (store, the way to the others, coordinator, service) ─► serve
 //!
 //! A node has no global state: several live in one process (`examples/four_nodes.rs`).
 
+mod core;
 mod directory;
 mod identity;
 
-use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,19 +18,13 @@ use tokio::task::JoinHandle;
 use crate::answer::NodeId;
 use crate::clock::Clock;
 use crate::config::Config;
-use crate::coordinator::Coordinator;
-use crate::handoff::Handoff;
-use crate::membership::Members;
 use crate::net::TcpListener;
 use crate::nodes::{Address, Nodes};
-use crate::peer::{Identity, Links};
-use crate::replica::Replicas;
-use crate::ring::Ring;
-use crate::service::Service;
-use crate::stats::Stats;
-use crate::store::{Disk, Drive, HintTotals, OpenError, Store};
+use crate::peer::Links;
+use crate::store::{Disk, Drive, OpenError};
 use crate::thrift::connection::Limits;
 
+pub use self::core::{Core, CoreOptions};
 use directory::Directory;
 pub use directory::DirectoryError;
 pub use identity::IdentityError;
@@ -78,14 +72,12 @@ pub enum StartError {
 /// A running server.
 pub struct Node {
     id: NodeId,
-    store: Store,
+    core: Core,
     links: Arc<Links>,
-    coordinator: Arc<Coordinator>,
     /// For what is under way when the server stops.
     stop_timeout: Duration,
     shutdown: watch::Sender<bool>,
     serving: JoinHandle<()>,
-    background: Vec<JoinHandle<()>>,
     /// Dropped last: the lock.
     _directory: Directory,
 }
@@ -106,65 +98,22 @@ impl Node {
         let directory = directory.await?;
         let clock = Arc::new(Clock::machine(config.test_clock_offset_ms));
         let remembered = identity::claim(&data, &config, &nodes, id, clock.wall_us())?;
-        let stats = Arc::new(Stats::default());
-        let store = open_store(&data, &config, &clock, remembered.generation, &stats, id)?;
-
-        let ring = Arc::new(Ring::even(nodes.len(), config.replication_factor));
-        let members = Arc::new(Members::new(id, nodes.len(), remembered.generation, &config));
-        let identity = Arc::new(Identity {
-            cluster: config.cluster_name.clone(),
+        let options = CoreOptions {
+            config: config.clone(),
+            nodes: nodes.clone(),
             id,
             generation: remembered.generation,
-            epoch: ring.epoch(),
-            ring_digest: ring.digest(),
-        });
-        let links =
-            Links::start(identity.clone(), &nodes, &config, clock.clone(), members.clone(), stats.clone());
-        let replicas = Replicas::new(id, store.clone(), links.clone());
-        let ids: Vec<NodeId> = nodes.ids().filter(|node| *node != id).collect();
-        let handoff = Arc::new(Handoff::new(
-            id,
-            ids,
-            config.clone(),
-            store.clone(),
-            members.clone(),
-            links.clone(),
-            clock.clone(),
-            stats.clone(),
-        ));
-        let coordinator = Arc::new(Coordinator::new(
-            id,
-            config.clone(),
-            ring.clone(),
-            members.clone(),
-            replicas.clone(),
-            handoff.clone(),
-            clock.clone(),
-            stats.clone(),
-            remembered.generation as u64,
-        ));
-        let background = vec![
-            tokio::spawn(handoff.clone().run(members.take_returns())),
-            tokio::spawn(renew_speculation(coordinator.clone())),
-        ];
-        let service = Arc::new(Service {
-            identity,
-            config: config.clone(),
-            nodes,
-            ring,
-            members,
-            store: store.clone(),
-            replicas,
-            links: links.clone(),
-            handoff,
-            coordinator: coordinator.clone(),
+            earlier_wall_us: remembered.generation,
+            data: data.clone(),
+            disk: Disk::real(),
+            drive: Drive::Thread,
             clock,
-            stats: stats.clone(),
-            refusals_said: Default::default(),
-        });
+        };
+        let (core, links) = Core::start(options, |standpoint| Links::start(standpoint, &nodes, &config))?;
         let listener = bind(&address).await?;
         let (shutdown, stopping) = watch::channel(false);
         let limits = Arc::new(Limits::from(config.as_ref()));
+        let (service, stats) = (core.service.clone(), core.service.stats.clone());
         let serving = tokio::spawn(crate::server::serve(listener, service, limits, stats, stopping));
         // Then a cluster whose last server is ready is one where all see each other.
         links.first_attempts(config.connect_timeout()).await;
@@ -175,35 +124,23 @@ impl Node {
             config.durability.as_str()
         );
         let stop_timeout = 2 * config.write_timeout() + config.read_timeout();
-        Ok(Node {
-            id,
-            store,
-            links,
-            coordinator,
-            stop_timeout,
-            shutdown,
-            serving,
-            background,
-            _directory: directory,
-        })
+        Ok(Node { id, core, links, stop_timeout, shutdown, serving, _directory: directory })
     }
 
     /// Stops a server: no new connections, calls under way are answered, what is queued is committed, files are closed.
-    pub async fn stop(self) {
+    pub async fn stop(mut self) {
         log::info!("server {}: stopping", self.id);
         self.shutdown.send_replace(true);
         if let Err(error) = self.serving.await {
             log::error!("server {}: serving ended with {error}", self.id);
         }
         // Replicas that have not answered yet may still do so, or get their hint.
-        if tokio::time::timeout(self.stop_timeout, self.coordinator.drained()).await.is_err() {
+        if tokio::time::timeout(self.stop_timeout, self.core.coordinator.drained()).await.is_err() {
             log::warn!("server {}: stops with requests under way; slow replicas may miss them", self.id);
         }
-        for task in self.background {
-            task.abort();
-        }
+        self.core.end_background();
         self.links.close();
-        self.store.close().await;
+        self.core.store.close().await;
         log::info!("server {}: stopped", self.id);
     }
 }
@@ -231,43 +168,4 @@ async fn bind(address: &str) -> Result<TcpListener, StartError> {
     TcpListener::bind(address)
         .await
         .map_err(|source| StartError::Port { address: address.to_owned(), source })
-}
-
-/// Opens the store, saying what it recovers, and sets the clock past every stamp in it.
-fn open_store(
-    data: &std::path::Path,
-    config: &Config,
-    clock: &Clock,
-    earlier_wall_us: i64,
-    stats: &Arc<Stats>,
-    id: NodeId,
-) -> Result<Store, OpenError> {
-    let progress = |rows: u64| log::info!("server {id}: replaying the commit log, {rows} rows so far");
-    let (store, recovered) = Store::open(data, config, Disk::real(), Drive::Thread, stats.clone(), progress)?;
-    if !clock.observe_stored(recovered.largest_stamp, earlier_wall_us) {
-        let wild = recovered.largest_stamp;
-        log::warn!(
-            "server {id}: the stamp {wild} in its data is far ahead of every clock; new stamps do not follow it"
-        );
-    }
-    log::info!(
-        "server {id}: replayed {} rows of the commit log in {:.3} s; hints held: {}",
-        recovered.rows_replayed,
-        recovered.took.as_secs_f64(),
-        describe_hints(&recovered.hints)
-    );
-    Ok(store)
-}
-
-fn describe_hints(hints: &BTreeMap<NodeId, HintTotals>) -> String {
-    let texts: Vec<String> =
-        hints.iter().map(|(node, held)| format!("{} for server {node}", held.count)).collect();
-    if texts.is_empty() { "none".to_owned() } else { texts.join(", ") }
-}
-
-async fn renew_speculation(coordinator: Arc<Coordinator>) {
-    loop {
-        tokio::time::sleep(Duration::from_secs(1)).await;
-        coordinator.renew_speculation();
-    }
 }

@@ -54,6 +54,24 @@ pub trait Peers: Send + Sync + 'static {
 
     /// How long server `node` lately took to answer a read, smoothed, in microseconds; 0: not known.
     fn latency_us(&self, node: NodeId) -> u64;
+
+    /// `node` has greeted this server, so it is there: if there is no way to it, it is tried now.
+    fn greeted_by(&self, node: NodeId);
+
+    /// For each other server how many calls are waiting or under way, and how many bytes wait to be written.
+    fn gauges(&self) -> Vec<(String, i64)>;
+}
+
+/// What the way to the other servers is built from.
+pub struct Standpoint {
+    /// This server, as it presents itself to others.
+    pub identity: Arc<Identity>,
+    /// To be told who can be reached.
+    pub members: Arc<Members>,
+    /// Hears of the others' clocks.
+    pub clock: Arc<Clock>,
+    /// What is counted.
+    pub stats: Arc<Stats>,
 }
 
 /// The links to all other servers.
@@ -75,14 +93,8 @@ const READ_OVERHEAD_BYTES: usize = 128;
 
 impl Links {
     /// Starts to dial every other server on `nodes`. Must be called on the runtime whose threads are to do it.
-    pub fn start(
-        identity: Arc<Identity>,
-        nodes: &Nodes,
-        config: &Config,
-        clock: Arc<Clock>,
-        members: Arc<Members>,
-        stats: Arc<Stats>,
-    ) -> Arc<Links> {
+    pub fn start(standpoint: Standpoint, nodes: &Nodes, config: &Config) -> Arc<Links> {
+        let Standpoint { identity, members, clock, stats } = standpoint;
         assert_eq!(identity.id, members.me());
         let link = |node: NodeId| Link {
             me: identity.clone(),
@@ -103,24 +115,6 @@ impl Links {
             nodes.ids().map(|node| (node != identity.id).then(|| Arc::new(link(node)))).collect();
         let tasks = links.iter().flatten().map(|link| tokio::spawn(link.clone().run())).collect();
         Arc::new(Links { epoch: identity.epoch, links, tasks: Mutex::new(tasks) })
-    }
-
-    /// For each other server how many calls are waiting or under way, and how many bytes wait to be written.
-    pub fn gauges(&self) -> Vec<(String, i64)> {
-        let mut gauges = Vec::new();
-        for link in self.links.iter().flatten() {
-            let calls = link.calls();
-            gauges.push((format!("peer_{}_calls", link.node), calls.len() as i64));
-            gauges.push((format!("peer_{}_queue_bytes", link.node), calls.unwritten() as i64));
-        }
-        gauges
-    }
-
-    /// `node` has greeted this server, so it is there: dials it now if there is no connection to it.
-    pub fn greeted_by(&self, node: NodeId) {
-        if let Some(link) = self.link(node) {
-            link.greeted.notify_one();
-        }
     }
 
     /// Waits until each server was reached, or found to be unreachable, once; no longer than `within`.
@@ -156,6 +150,22 @@ impl Links {
 }
 
 impl Peers for Links {
+    fn greeted_by(&self, node: NodeId) {
+        if let Some(link) = self.link(node) {
+            link.greeted.notify_one();
+        }
+    }
+
+    fn gauges(&self) -> Vec<(String, i64)> {
+        let mut gauges = Vec::new();
+        for link in self.links.iter().flatten() {
+            let calls = link.calls();
+            gauges.push((format!("peer_{}_calls", link.node), calls.len() as i64));
+            gauges.push((format!("peer_{}_queue_bytes", link.node), calls.unwritten() as i64));
+        }
+        gauges
+    }
+
     fn latency_us(&self, node: NodeId) -> u64 {
         self.link(node).map_or(0, |link| link.latency_us.load(Ordering::Relaxed))
     }

@@ -163,7 +163,9 @@ impl Here {
         let stats = Arc::new(Stats::default());
         let nodes = Nodes::new(vec![local(1), address.clone()]);
         let identity = Arc::new(identity(ME));
-        let links = Links::start(identity, &nodes, config, clock.clone(), members.clone(), stats.clone());
+        let standpoint =
+            Standpoint { identity, members: members.clone(), clock: clock.clone(), stats: stats.clone() };
+        let links = Links::start(standpoint, &nodes, config);
         Here { links, members, clock, stats }
     }
 

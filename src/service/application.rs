@@ -225,7 +225,7 @@ impl Service {
         let mut values = self.stats.values();
         let owned = self.store.gauges().into_iter().chain(self.coordinator.gauges());
         values.extend(owned.map(|(name, value)| (name.to_owned(), value)));
-        values.extend(self.links.gauges());
+        values.extend(self.peers.gauges());
         for (node, held) in self.store.hint_totals() {
             values.insert(format!("hints_held_for_{node}"), held.count as i64);
             values.insert(format!("hints_held_for_{node}_bytes"), held.bytes as i64);

@@ -30,7 +30,7 @@ use crate::handoff::Handoff;
 use crate::key::{KV_TABLE, PARTITION_KEY_BYTES_MAX};
 use crate::membership::Members;
 use crate::nodes::Nodes;
-use crate::peer::{Identity, Links};
+use crate::peer::{Identity, Peers};
 use crate::replica::Replicas;
 use crate::ring::Ring;
 use crate::slice::Slice;
@@ -55,8 +55,8 @@ pub struct Service {
     pub store: Store,
     /// This server and the others.
     pub replicas: Replicas,
-    /// Links to the others, for their gauges.
-    pub links: Arc<Links>,
+    /// The way to the others: who greets is there, and what waits is counted.
+    pub peers: Arc<dyn Peers>,
     /// Hints.
     pub handoff: Arc<Handoff>,
     /// Carries out clients' requests.

@@ -39,7 +39,7 @@ impl Service {
                 let caller = NodeId(hello.caller.unwrap_or(0) as u32);
                 session.set_peer(caller);
                 session.answer_out_of_order();
-                self.links.greeted_by(caller);
+                self.peers.greeted_by(caller);
                 self.observe(hello.clock);
                 String::new()
             }

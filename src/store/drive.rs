@@ -9,13 +9,20 @@ use std::time::Duration;
 use tokio::sync::{Notify, oneshot};
 
 /// How the writer and the flusher are driven.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone)]
 pub enum Drive {
     /// Threads of their own, which block in fsync. For life.
     Thread,
     /// Tasks of the current tokio runtime, which do their work inline. For simulations: the runtime alone decides
-    /// what happens when.
-    Task,
+    /// what happens when. Before each piece of work a task sleeps for what is given here: a disk takes its time.
+    Task(Arc<dyn Fn() -> Duration + Send + Sync>),
+}
+
+impl Drive {
+    /// Tasks that take no time.
+    pub fn task() -> Drive {
+        Drive::Task(Arc::new(|| Duration::ZERO))
+    }
 }
 
 /// What a turn of work leads to.
@@ -147,18 +154,18 @@ pub(super) fn start(
     name: &str,
     mut worker: impl Worker,
     bell: Arc<Bell>,
-    drive: Drive,
+    drive: &Drive,
 ) -> std::io::Result<Driven> {
     let (here, gone) = oneshot::channel::<()>();
-    let thread = match drive {
+    let thread = match drive.clone() {
         Drive::Thread => Some(thread::Builder::new().name(name.to_owned()).spawn(move || {
             turns(&mut worker, &bell);
             drop(worker);
             drop(here);
         })?),
-        Drive::Task => {
+        Drive::Task(pace) => {
             tokio::spawn(async move {
-                turns_in_task(&mut worker, &bell).await;
+                turns_in_task(&mut worker, &bell, &*pace).await;
                 drop(worker);
                 drop(here);
             });
@@ -178,8 +185,12 @@ fn turns(worker: &mut impl Worker, bell: &Bell) {
     }
 }
 
-async fn turns_in_task(worker: &mut impl Worker, bell: &Bell) {
+async fn turns_in_task(worker: &mut impl Worker, bell: &Bell, pace: &(dyn Fn() -> Duration + Send + Sync)) {
     loop {
+        let pause = pace();
+        if !pause.is_zero() {
+            tokio::time::sleep(pause).await;
+        }
         match worker.turn() {
             Turn::Again => tokio::task::yield_now().await,
             Turn::Wait(timeout) => bell.wait_in_task(timeout).await,

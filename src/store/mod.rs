@@ -69,7 +69,7 @@ use writer::Writer;
 
 pub use drive::Drive;
 pub use hint_log::{Hint, HintTotals};
-pub use sqlite::{Disk, OpenError, StoreError};
+pub use sqlite::{Disk, Files, OpenError, StoreError};
 pub use view::{Digest, Page, SliceCells, cell_hash};
 
 /// A node's cells and hints. Clones are the same store; when the last is dropped, its threads end.
@@ -156,11 +156,9 @@ impl Store {
         let started = Instant::now();
         let mark = if disk.is_real() { Mark::open(dir) } else { None };
         let promised = mark.as_ref().map_or(config.durability, |mark| mark.promised(config.durability));
-        if disk.is_real() {
-            wal_check::refuse_damage(&dir.join(base::FILE))?;
-            if promised == Durability::PowerLoss {
-                wal_check::refuse_damage(&dir.join(commit_log::FILE))?;
-            }
+        wal_check::refuse_damage(&disk, &dir.join(base::FILE))?;
+        if promised == Durability::PowerLoss {
+            wal_check::refuse_damage(&disk, &dir.join(commit_log::FILE))?;
         }
         let mut base = base::open(dir, config, &disk)?;
         let log_created = base.log_created()?;
@@ -421,8 +419,8 @@ fn start_workers(
     let flusher = Flusher::new(shared.clone(), base, config.flush_transaction_cells);
     Ok(Workers {
         ringing,
-        writer: drive::start("log writer", writer, shared.writer_bell.clone(), drive).map_err(no_thread)?,
-        flusher: drive::start("flusher", flusher, shared.flusher_bell.clone(), drive).map_err(no_thread)?,
+        writer: drive::start("log writer", writer, shared.writer_bell.clone(), &drive).map_err(no_thread)?,
+        flusher: drive::start("flusher", flusher, shared.flusher_bell.clone(), &drive).map_err(no_thread)?,
     })
 }
 

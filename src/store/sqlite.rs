@@ -9,41 +9,61 @@
 //!
 //! Not here: what is in the tables (`commit_log`, `hint_log`, `base`).
 
+use std::fs::File;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use rusqlite::config::DbConfig;
 use rusqlite::types::ValueRef;
 use rusqlite::{Connection, ErrorCode, OpenFlags, Row};
 
-/// From a path to a SQLite connection. A simulation names a VFS of its own that keeps files in memory.
-#[derive(Clone, Debug, Default)]
+/// From a path to a SQLite connection: the operating system's files, or those of a simulation.
+#[derive(Clone, Default)]
 pub struct Disk {
-    /// Name of a registered SQLite VFS; `None`: the operating system's files.
-    vfs: Option<String>,
+    /// `None`: the operating system's.
+    simulated: Option<Arc<dyn Files>>,
+}
+
+/// Files that are not the operating system's: kept by a SQLite VFS of a name of its own.
+pub trait Files: Send + Sync {
+    /// The name under which the VFS is registered. It must offer shared memory: a file has several connections.
+    fn vfs(&self) -> &str;
+
+    /// Opens a file beside SQLite, to read it.
+    fn open(&self, path: &Path) -> io::Result<Box<dyn Read>>;
 }
 
 impl Disk {
     /// The operating system's files.
     pub fn real() -> Disk {
-        Disk { vfs: None }
+        Disk::default()
     }
 
-    /// Files of the SQLite VFS registered under this name. It must offer shared memory: a file has several connections.
-    pub fn vfs(name: &str) -> Disk {
-        Disk { vfs: Some(name.to_owned()) }
+    /// Other files.
+    pub fn simulated(files: Arc<dyn Files>) -> Disk {
+        Disk { simulated: Some(files) }
     }
 
-    /// False for a VFS of its own, whose files only SQLite sees.
+    /// False for files that only SQLite writes.
     pub(super) fn is_real(&self) -> bool {
-        self.vfs.is_none()
+        self.simulated.is_none()
+    }
+
+    /// Opens a file beside SQLite, to read it.
+    pub(super) fn open(&self, path: &Path) -> io::Result<Box<dyn Read>> {
+        match &self.simulated {
+            None => Ok(Box::new(File::open(path)?)),
+            Some(files) => files.open(path),
+        }
     }
 
     fn connect(&self, path: &Path, flags: OpenFlags) -> rusqlite::Result<Connection> {
         let flags = flags | OpenFlags::SQLITE_OPEN_NO_MUTEX; // a connection is used by one thread at a time
-        match &self.vfs {
+        match &self.simulated {
             None => Connection::open_with_flags(path, flags),
-            Some(vfs) => Connection::open_with_flags_and_vfs(path, flags, vfs.as_str()),
+            Some(files) => Connection::open_with_flags_and_vfs(path, flags, files.vfs()),
         }
     }
 }

@@ -8,22 +8,21 @@
 //! The format is <https://sqlite.org/fileformat2.html#walformat>. Frames of an earlier round of the same file have other
 //! salts and are no part of the log.
 
-use std::fs::File;
 use std::io::{self, BufReader, Read};
 use std::path::{Path, PathBuf};
 
-use super::sqlite::OpenError;
+use super::sqlite::{Disk, OpenError};
 
 const HEADER_BYTES: usize = 32;
 const FRAME_HEADER_BYTES: usize = 24;
 
 /// Refuses a database whose write-ahead log is damaged. To be called before SQLite opens it. Only where every commit is
 /// synced: elsewhere a power cut may tear several.
-pub(super) fn refuse_damage(database: &Path) -> Result<(), OpenError> {
+pub(super) fn refuse_damage(disk: &Disk, database: &Path) -> Result<(), OpenError> {
     let mut wal = database.as_os_str().to_owned();
     wal.push("-wal");
     let wal = PathBuf::from(wal);
-    match commits_behind_damage(&wal) {
+    match commits_behind_damage(disk, &wal) {
         Ok(0) => Ok(()),
         Ok(lost) => Err(OpenError::damaged(
             &wal,
@@ -34,8 +33,8 @@ pub(super) fn refuse_damage(database: &Path) -> Result<(), OpenError> {
 }
 
 /// How many commits of the WAL lie behind a bad frame and would be lost; 0 if it is sound, torn at its end, or absent.
-fn commits_behind_damage(wal: &Path) -> io::Result<u64> {
-    let file = match File::open(wal) {
+fn commits_behind_damage(disk: &Disk, wal: &Path) -> io::Result<u64> {
+    let file = match disk.open(wal) {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(0),
         Err(error) => return Err(error),
@@ -138,10 +137,10 @@ mod tests {
     #[test]
     fn a_sound_an_absent_and_an_empty_log_lose_nothing() {
         let (dir, image) = wal_image(10);
-        assert_eq!(commits_behind_damage(&image).unwrap(), 0);
-        assert_eq!(commits_behind_damage(&dir.path().join("none")).unwrap(), 0);
+        assert_eq!(commits_behind_damage(&Disk::real(), &image).unwrap(), 0);
+        assert_eq!(commits_behind_damage(&Disk::real(), &dir.path().join("none")).unwrap(), 0);
         std::fs::write(&image, b"").unwrap();
-        assert_eq!(commits_behind_damage(&image).unwrap(), 0);
+        assert_eq!(commits_behind_damage(&Disk::real(), &image).unwrap(), 0);
     }
 
     #[test]
@@ -149,10 +148,10 @@ mod tests {
         let (_dir, image) = wal_image(10);
         let whole = std::fs::read(&image).unwrap();
         std::fs::write(&image, &whole[..whole.len() - 100]).unwrap();
-        assert_eq!(commits_behind_damage(&image).unwrap(), 0);
+        assert_eq!(commits_behind_damage(&Disk::real(), &image).unwrap(), 0);
         std::fs::write(&image, &whole).unwrap();
         flip(&image, whole.len() - 100);
-        assert_eq!(commits_behind_damage(&image).unwrap(), 0);
+        assert_eq!(commits_behind_damage(&Disk::real(), &image).unwrap(), 0);
     }
 
     #[test]
@@ -160,7 +159,7 @@ mod tests {
         let (_dir, image) = wal_image(10);
         let middle = std::fs::metadata(&image).unwrap().len() as usize / 2;
         flip(&image, middle);
-        assert!(commits_behind_damage(&image).unwrap() > 1);
+        assert!(commits_behind_damage(&Disk::real(), &image).unwrap() > 1);
     }
 
     #[test]
@@ -168,7 +167,7 @@ mod tests {
         for at in [0, 9, 17, 21, 26] {
             let (_dir, image) = wal_image(10);
             flip(&image, at);
-            assert!(commits_behind_damage(&image).unwrap() > 0, "byte {at}");
+            assert!(commits_behind_damage(&Disk::real(), &image).unwrap() > 0, "byte {at}");
         }
     }
 }

@@ -51,7 +51,7 @@ async fn after_close_writes_are_abandoned_and_reads_go_on() {
 async fn a_kill_at_any_step_of_a_flush_loses_nothing() {
     let dir = directory();
     let config = Config { flush_transaction_cells: 15, ..tiny() };
-    let (store, _) = try_open(dir.path(), &config, Drive::Task).unwrap();
+    let (store, _) = try_open(dir.path(), &config, Drive::task()).unwrap();
     let mut acknowledged: BTreeMap<String, Cell> = BTreeMap::new();
     let mut images = 0;
     let mut images_in_flush = 0;
@@ -68,7 +68,7 @@ async fn a_kill_at_any_step_of_a_flush_loses_nothing() {
                 images += 1;
                 images_in_flush += u32::from(in_flush);
                 let image = copy_of(dir.path());
-                let (again, _) = try_open(image.path(), &tiny(), Drive::Task).unwrap();
+                let (again, _) = try_open(image.path(), &tiny(), Drive::task()).unwrap();
                 for (key, cell) in &acknowledged {
                     let held = get(&again, key).expect("an acknowledged cell is there");
                     assert!(held.order(cell).is_ge(), "{key} is older than acknowledged");

@@ -123,7 +123,7 @@ async fn past_the_bounds_of_the_queue_the_answer_is_overloaded_at_once() {
         Config { log_queue_bytes_max: 10 * 1_000, ..Config::default() },
     ] {
         let dir = directory();
-        let (store, _) = try_open(dir.path(), &config, Drive::Task).unwrap();
+        let (store, _) = try_open(dir.path(), &config, Drive::task()).unwrap();
         let mut answers = Answers::default();
         for number in 0..30u8 {
             store.apply(kv([number], value(1, [0; 900])), answers.expect(HERE));
@@ -146,7 +146,7 @@ async fn past_the_bounds_of_the_queue_the_answer_is_overloaded_at_once() {
 #[tokio::test]
 async fn a_store_that_goes_abandons_what_waits() {
     let dir = directory();
-    let (store, _) = try_open(dir.path(), &tiny(), Drive::Task).unwrap();
+    let (store, _) = try_open(dir.path(), &tiny(), Drive::task()).unwrap();
     let mut answers = Answers::default();
     store.apply(kv("a", value(1, "v")), answers.expect(HERE));
     drop(store);

@@ -92,7 +92,7 @@ async fn in_one_batch_mutations_count_in_their_order() {
 #[tokio::test]
 async fn slices_run_across_memtable_frozen_and_base() {
     let dir = directory();
-    let (store, _) = try_open(dir.path(), &tiny(), Drive::Task).unwrap();
+    let (store, _) = try_open(dir.path(), &tiny(), Drive::task()).unwrap();
     let cell = |table: u16, partition: &'static str, column: usize, stamp: i64| {
         let cells = vec![(Bytes::from(format!("{column:02}")), value(stamp, vec![b'x'; 700]))];
         Arc::new(Mutation { table: TableId(table), partition: Bytes::from(partition), cells })
