@@ -89,7 +89,7 @@ pub fn check_hello(me: &Identity, hello: &PeerHello) -> Result<(), String> {
 
 /// The caller's side: is this the server that was called, and are we welcome? Returns its generation; `Err` is why
 /// it is Down.
-pub(super) fn check_welcome(me: &Identity, callee: NodeId, welcome: &PeerWelcome) -> Result<i64, String> {
+pub fn check_welcome(me: &Identity, callee: NodeId, welcome: &PeerWelcome) -> Result<i64, String> {
     if let Some(refused) = welcome.refused.as_ref().filter(|refused| !refused.is_empty()) {
         return Err(format!("refused: {refused}"));
     }

@@ -37,8 +37,9 @@ use crate::stats::Stats;
 use crate::thrift::chord::PeerRead;
 use crate::thrift::method::Read;
 use calls::{Asked, Calls, Limits};
-pub use greeting::{Identity, PEER_PROTOCOL_VERSION, check_hello};
+pub use greeting::{Identity, PEER_PROTOCOL_VERSION, check_hello, check_welcome};
 use link::{Link, Timing};
+pub use reply::{apply_answers, read_answer};
 
 /// Asking other servers. The seam that a simulator fills with its own.
 pub trait Peers: Send + Sync + 'static {
@@ -192,7 +193,7 @@ impl Peers for Links {
         let bytes = READ_OVERHEAD_BYTES + slice.partition.len() + slice.first.len() + last_bytes;
         let (node, asked) = (to.node(), Asked::Read { at: Instant::now(), to });
         self.ask(node, asked, bytes, |sequence, out| {
-            frame::write_call::<Read>(sequence, &peer_read(self.epoch, slice), out);
+            frame::write_call::<Read>(sequence, &read_request(self.epoch, slice), out);
         });
     }
 }
@@ -203,7 +204,8 @@ impl Drop for Links {
     }
 }
 
-fn peer_read(epoch: u64, slice: &Slice) -> PeerRead {
+/// A slice as it is asked for on the wire.
+pub fn read_request(epoch: u64, slice: &Slice) -> PeerRead {
     PeerRead {
         epoch: Some(epoch as i64),
         table: Some(i32::from(slice.table.0)),

@@ -68,30 +68,41 @@ fn applied(sequence: i32, message: &[u8], mutations: usize) -> (Vec<ApplyAnswer>
     if answers.len() != mutations {
         return damaged(Damaged(format!("{} answers to {mutations} mutations", answers.len())));
     }
-    let refused = refused.unwrap_or_default();
+    (apply_answers(answers, &refused.unwrap_or_default()), Ok(clock.map(Stamp)))
+}
+
+/// The answers that [`PeerApplied`] says in numbers; `refused` is its reason for those that are refusals.
+pub fn apply_answers(answers: Vec<i64>, refused: &str) -> Vec<ApplyAnswer> {
     let answer = |answer| match answer {
         0 => ApplyAnswer::Applied,
-        -1 => ApplyAnswer::Failed(failure(&refused)),
+        -1 => ApplyAnswer::Failed(failure(refused)),
         stamp => ApplyAnswer::Behind(Stamp(stamp)),
     };
-    (answers.into_iter().map(answer).collect(), Ok(clock.map(Stamp)))
+    answers.into_iter().map(answer).collect()
 }
 
 fn cells(sequence: i32, message: &[u8]) -> (ReadAnswer, Clock) {
-    let PeerCells { cells, refused, clock, complete } = match read::<Read>(sequence, message) {
-        Ok(Ok(cells)) => cells,
-        Ok(Err(failure)) => return (ReadAnswer::Failed(failure), Ok(None)),
-        Err(error) => return (ReadAnswer::Failed(Failure::ConnectionLost), Err(error)),
-    };
-    let answer = match (cells, refused.filter(|refused| !refused.is_empty())) {
+    match read::<Read>(sequence, message) {
+        Ok(Ok(cells)) => {
+            let clock = cells.clock.map(Stamp);
+            (read_answer(cells), Ok(clock))
+        }
+        Ok(Err(failure)) => (ReadAnswer::Failed(failure), Ok(None)),
+        Err(error) => (ReadAnswer::Failed(Failure::ConnectionLost), Err(error)),
+    }
+}
+
+/// The answer that [`PeerCells`] says.
+pub fn read_answer(cells: PeerCells) -> ReadAnswer {
+    let PeerCells { cells, refused, complete, .. } = cells;
+    match (cells, refused.filter(|refused| !refused.is_empty())) {
         (_, Some(refused)) => ReadAnswer::Failed(failure(&refused)),
         (None, None) => damaged_cells("no cells and no reason"),
         (Some(cells), None) => match cells.into_iter().map(cell).collect() {
             Some(cells) => ReadAnswer::Cells { cells, complete: complete.unwrap_or(true) },
             None => damaged_cells("what it sent are no cells"),
         },
-    };
-    (answer, Ok(clock.map(Stamp)))
+    }
 }
 
 /// The message itself was whole, so the connection is good; only this read has no answer.

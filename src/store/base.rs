@@ -18,8 +18,9 @@ use std::sync::{Arc, Condvar, Mutex};
 
 use rusqlite::{Connection, Row};
 
+use super::disk::Disk;
 use super::memtable::unpack;
-use super::sqlite::{self, Disk, Format, OpenError, StoreError};
+use super::sqlite::{self, Format, OpenError, StoreError};
 use crate::cell::{Cell, Stamp};
 use crate::config::Config;
 

@@ -18,11 +18,12 @@ use std::path::{Path, PathBuf};
 
 use rusqlite::{CachedStatement, Connection};
 
+use super::disk::Disk;
 use super::hint_log::{self, HintChange};
 use super::memtable::Memtable;
 use super::queue::Request;
 use super::replay::{Replay, check_end, row_checksum};
-use super::sqlite::{self, Disk, Fault, Format, OpenError};
+use super::sqlite::{self, Fault, Format, OpenError};
 use crate::cell::{Cell, Content};
 use crate::config::{Config, Durability};
 use crate::mutation::Mutation;

@@ -6,10 +6,9 @@
 //! harm. It is never newer than what was synced, as long as every commit is: so it also says which durability was
 //! promised when it was written, and a log that ends before a mark of `process-crash` is no damage.
 
-use std::fs::File;
-use std::os::unix::fs::FileExt;
 use std::path::Path;
 
+use super::disk::{Disk, PlainFile};
 use crate::config::Durability;
 
 const FILE: &str = "log.mark";
@@ -19,7 +18,7 @@ const BYTES: usize = 13;
 
 /// The file, open.
 pub(super) struct Mark {
-    file: File,
+    file: Box<dyn PlainFile>,
     durability: Durability,
     /// A failed write was reported.
     failed: bool,
@@ -27,8 +26,8 @@ pub(super) struct Mark {
 
 impl Mark {
     /// Opens the file of a data directory, making it if there is none. `None`, and a warning, if that cannot be done.
-    pub(super) fn open(dir: &Path) -> Option<Mark> {
-        match File::options().read(true).write(true).create(true).truncate(false).open(dir.join(FILE)) {
+    pub(super) fn open(disk: &Disk, dir: &Path) -> Option<Mark> {
+        match disk.open_plain(&dir.join(FILE)) {
             Ok(file) => Some(Mark { file, durability: Durability::PowerLoss, failed: false }),
             Err(error) => {
                 log::warn!(
@@ -54,7 +53,7 @@ impl Mark {
     pub(super) fn begin(mut self, sequence: i64, durability: Durability) -> Option<Mark> {
         self.durability = durability;
         self.write(sequence);
-        match self.file.sync_all() {
+        match self.file.sync() {
             Ok(()) => Some(self),
             Err(error) => {
                 log::warn!(
@@ -72,7 +71,7 @@ impl Mark {
         bytes[8] = u8::from(self.durability == Durability::PowerLoss);
         let sum = crc32fast::hash(&bytes[..9]);
         bytes[9..].copy_from_slice(&sum.to_be_bytes());
-        if let Err(error) = self.file.write_all_at(&bytes, 0)
+        if let Err(error) = self.file.write(&bytes)
             && !std::mem::replace(&mut self.failed, true)
         {
             log::warn!("{FILE} cannot be written, so a log that is cut at its end may go unnoticed: {error}");
@@ -81,7 +80,7 @@ impl Mark {
 
     fn read_all(&self) -> Option<(i64, Durability)> {
         let mut bytes = [0; BYTES];
-        self.file.read_exact_at(&mut bytes, 0).ok()?;
+        self.file.read(&mut bytes).ok()?;
         let (named, sum) = bytes.split_last_chunk::<4>().expect("thirteen bytes");
         if crc32fast::hash(named).to_be_bytes() != *sum {
             return None;
@@ -99,11 +98,11 @@ mod tests {
     #[test]
     fn what_was_written_is_read_and_a_torn_mark_is_none() {
         let dir = tempfile::tempdir().unwrap();
-        let mut mark = Mark::open(dir.path()).unwrap();
+        let mut mark = Mark::open(&Disk::real(), dir.path()).unwrap();
         assert_eq!(mark.read(), None);
         mark.write(7);
         mark.write(8);
-        let mark = Mark::open(dir.path()).unwrap();
+        let mark = Mark::open(&Disk::real(), dir.path()).unwrap();
         assert_eq!(mark.read(), Some(8));
         assert_eq!(mark.promised(Durability::ProcessCrash), Durability::PowerLoss);
         let mark = mark.begin(9, Durability::ProcessCrash).unwrap();

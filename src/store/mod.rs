@@ -21,6 +21,7 @@
 
 mod base;
 mod commit_log;
+mod disk;
 mod drive;
 mod flush;
 mod health;
@@ -67,9 +68,10 @@ use queue::{Queue, Request};
 use view::View;
 use writer::Writer;
 
+pub use disk::{Disk, Files, PlainFile};
 pub use drive::Drive;
 pub use hint_log::{Hint, HintTotals};
-pub use sqlite::{Disk, Files, OpenError, StoreError};
+pub use sqlite::{OpenError, StoreError};
 pub use view::{Digest, Page, SliceCells, cell_hash};
 
 /// A node's cells and hints. Clones are the same store; when the last is dropped, its threads end.
@@ -154,7 +156,7 @@ impl Store {
         mut progress: impl FnMut(u64),
     ) -> Result<(Store, Recovered), OpenError> {
         let started = Instant::now();
-        let mark = if disk.is_real() { Mark::open(dir) } else { None };
+        let mark = Mark::open(&disk, dir);
         let promised = mark.as_ref().map_or(config.durability, |mark| mark.promised(config.durability));
         wal_check::refuse_damage(&disk, &dir.join(base::FILE))?;
         if promised == Durability::PowerLoss {

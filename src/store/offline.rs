@@ -9,10 +9,11 @@ use std::sync::RwLock;
 
 use super::base::Base;
 use super::commit_log;
+use super::disk::Disk;
 use super::hint_log::{self, HintTotals};
 use super::memtable::{Memory, Memtable};
 use super::replay;
-use super::sqlite::{self, Disk, OpenError, StoreError};
+use super::sqlite::{self, OpenError, StoreError};
 use super::view::{Digest, Page, View};
 use crate::answer::NodeId;
 use crate::config::Config;

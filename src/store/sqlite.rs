@@ -9,64 +9,14 @@
 //!
 //! Not here: what is in the tables (`commit_log`, `hint_log`, `base`).
 
-use std::fs::File;
-use std::io::{self, Read};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::Duration;
 
 use rusqlite::config::DbConfig;
 use rusqlite::types::ValueRef;
 use rusqlite::{Connection, ErrorCode, OpenFlags, Row};
 
-/// From a path to a SQLite connection: the operating system's files, or those of a simulation.
-#[derive(Clone, Default)]
-pub struct Disk {
-    /// `None`: the operating system's.
-    simulated: Option<Arc<dyn Files>>,
-}
-
-/// Files that are not the operating system's: kept by a SQLite VFS of a name of its own.
-pub trait Files: Send + Sync {
-    /// The name under which the VFS is registered. It must offer shared memory: a file has several connections.
-    fn vfs(&self) -> &str;
-
-    /// Opens a file beside SQLite, to read it.
-    fn open(&self, path: &Path) -> io::Result<Box<dyn Read>>;
-}
-
-impl Disk {
-    /// The operating system's files.
-    pub fn real() -> Disk {
-        Disk::default()
-    }
-
-    /// Other files.
-    pub fn simulated(files: Arc<dyn Files>) -> Disk {
-        Disk { simulated: Some(files) }
-    }
-
-    /// False for files that only SQLite writes.
-    pub(super) fn is_real(&self) -> bool {
-        self.simulated.is_none()
-    }
-
-    /// Opens a file beside SQLite, to read it.
-    pub(super) fn open(&self, path: &Path) -> io::Result<Box<dyn Read>> {
-        match &self.simulated {
-            None => Ok(Box::new(File::open(path)?)),
-            Some(files) => files.open(path),
-        }
-    }
-
-    fn connect(&self, path: &Path, flags: OpenFlags) -> rusqlite::Result<Connection> {
-        let flags = flags | OpenFlags::SQLITE_OPEN_NO_MUTEX; // a connection is used by one thread at a time
-        match &self.simulated {
-            None => Connection::open_with_flags(path, flags),
-            Some(files) => Connection::open_with_flags_and_vfs(path, flags, files.vfs()),
-        }
-    }
-}
+use super::disk::Disk;
 
 /// Why a store did not open. Nothing acknowledged was given up, and no write was taken.
 #[derive(Debug, thiserror::Error)]

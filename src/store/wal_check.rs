@@ -11,7 +11,8 @@
 use std::io::{self, BufReader, Read};
 use std::path::{Path, PathBuf};
 
-use super::sqlite::{Disk, OpenError};
+use super::disk::Disk;
+use super::sqlite::OpenError;
 
 const HEADER_BYTES: usize = 32;
 const FRAME_HEADER_BYTES: usize = 24;

@@ -1,0 +1,174 @@
+//! The simulator: whole servers in one process, on simulated time, over a simulated network and disks that forget what
+//! was not synced. One seed decides everything.
+//!
+//!   cargo test --test sim                          the seeds of the test run
+//!   tests/sim.sh SEEDS [FIRST]                     as many as asked for, in parallel processes
+//!   cargo test --test sim -- --seed N --script     one run, told event by event
+//!
+//!   plan     what the seed decides: servers, faults, load
+//!   world    runs it: servers as `node::Core` builds them, clients, faults; then judges
+//!   network  calls between servers
+//!   disk     files that forget; `vfs`: SQLite on them
+//!   judge    what must hold, by `tetrachord::check`
+//!   shrink   cuts a failing run down
+
+mod disk;
+mod judge;
+mod network;
+mod plan;
+mod shrink;
+mod trace;
+mod vfs;
+mod world;
+
+use std::process::ExitCode;
+use std::time::Instant;
+
+use clap::Parser;
+
+use plan::Plan;
+
+/// Seeds of a plain test run.
+const TEST_SEEDS: u64 = 300;
+
+/// How many of them are run twice more, to see that the same seed gives the same run.
+const REPEATED: u64 = 5;
+
+/// Lines of a failing run that are shown.
+const LINES_SHOWN: usize = 150;
+
+/// Seeds that once found something, and what; each is run every time.
+const REGRESSIONS: &[(u64, &str)] = &[];
+
+#[derive(Parser)]
+struct Options {
+    /// How many seeds to run.
+    #[arg(long, default_value_t = TEST_SEEDS)]
+    seeds: u64,
+    /// The first of them.
+    #[arg(long, default_value_t = 1)]
+    first: u64,
+    /// Run this seed alone.
+    #[arg(long)]
+    seed: Option<u64>,
+    /// Tell everything that happens in it.
+    #[arg(long)]
+    script: bool,
+    /// Do not cut a failing run down.
+    #[arg(long)]
+    whole: bool,
+    /// Go on after a failure.
+    #[arg(long)]
+    keep_going: bool,
+    /// Do not check that the same seed gives the same run.
+    #[arg(long)]
+    no_repeat: bool,
+    /// Names of tests, as `cargo test NAME` hands them to every test program: none are here.
+    names: Vec<String>,
+}
+
+fn main() -> ExitCode {
+    let options = Options::parse();
+    if !options.names.is_empty() {
+        return ExitCode::SUCCESS;
+    }
+    if let Some(seed) = options.seed {
+        return one(seed, &options);
+    }
+    let began = Instant::now();
+    let mut total = Total::default();
+    let regressions = REGRESSIONS.iter().map(|(seed, _)| *seed);
+    for seed in regressions.chain(options.first..options.first + options.seeds) {
+        if !total.add(seed, &options) && !options.keep_going {
+            break;
+        }
+    }
+    if !options.no_repeat {
+        for seed in options.first..options.first + REPEATED.min(options.seeds) {
+            total.must_repeat(seed);
+        }
+    }
+    total.say(began)
+}
+
+/// One seed, told in full.
+fn one(seed: u64, options: &Options) -> ExitCode {
+    let plan = Plan::from_seed(seed);
+    println!("{plan}");
+    let outcome = world::run(&plan, options.script);
+    for line in &outcome.lines {
+        println!("{line}");
+    }
+    match outcome.finding {
+        None => {
+            println!("seed {seed}: {} requests, nothing found", outcome.requests);
+            ExitCode::SUCCESS
+        }
+        Some(finding) => {
+            println!("seed {seed}: {}\n{}", finding.rule, finding.story);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// What all runs came to.
+#[derive(Default)]
+struct Total {
+    seeds: u64,
+    requests: u64,
+    messages: u64,
+    failures: u64,
+}
+
+impl Total {
+    /// Runs a seed; false if it failed.
+    fn add(&mut self, seed: u64, options: &Options) -> bool {
+        let plan = Plan::from_seed(seed);
+        let outcome = world::run(&plan, false);
+        self.seeds += 1;
+        self.requests += outcome.requests;
+        self.messages += outcome.messages;
+        let Some(finding) = outcome.finding else { return true };
+        self.failures += 1;
+        println!("\nFAILED seed {seed}: {}\n{}\n", finding.rule, finding.story);
+        if options.whole {
+            println!("again: cargo test --test sim -- --seed {seed} --script");
+            return false;
+        }
+        let (smaller, found) = shrink::shrink(&plan, &finding);
+        println!("cut down to:\n{smaller}");
+        for (client, steps) in smaller.clients.iter().enumerate() {
+            for step in steps {
+                println!("  client {client}: {step:?}");
+            }
+        }
+        let lines = world::run(&smaller, true).lines;
+        println!("the last of {} events:", lines.len());
+        for line in &lines[lines.len().saturating_sub(LINES_SHOWN)..] {
+            println!("{line}");
+        }
+        println!("{}\n{}", found.rule, found.story);
+        println!("the whole run again: cargo test --test sim -- --seed {seed} --script");
+        false
+    }
+
+    /// The same seed is the same run.
+    fn must_repeat(&mut self, seed: u64) {
+        let plan = Plan::from_seed(seed);
+        let (once, again) = (world::run(&plan, false), world::run(&plan, true));
+        if (once.sum, once.requests, once.messages) != (again.sum, again.requests, again.messages) {
+            self.failures += 1;
+            println!("FAILED seed {seed}: the same seed gave two different runs");
+        }
+    }
+
+    fn say(&self, began: Instant) -> ExitCode {
+        let Total { seeds, requests, messages, failures } = self;
+        let took_s = began.elapsed().as_secs_f64();
+        println!(
+            "{seeds} seeds, {requests} requests, {messages} messages between servers, {failures} failures, {:.0} requests/s",
+            *requests as f64 / took_s
+        );
+        if *failures == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    }
+}

@@ -1,0 +1,701 @@
+//! Runs a plan: servers, clients and faults on one thread, in simulated time; then judges what was seen.
+//!
+//! Phase 1: load and faults together. Phase 2: faults end, whoever is down is started, hints drain; then every replica
+//! of every key must be equal, and fresh writes must succeed.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use tetrachord::answer::NodeId;
+use tetrachord::cell::{Cell, Stamp};
+use tetrachord::check::{Asked, History, Operation, Told};
+use tetrachord::clock::Clock;
+use tetrachord::coordinator::Level;
+use tetrachord::key;
+use tetrachord::node::{Core, CoreOptions};
+use tetrachord::nodes::{Address, Nodes};
+use tetrachord::ring::Ring;
+use tetrachord::service::Service;
+use tetrachord::store::{Disk, Drive, Store};
+use tetrachord::thrift::chord::{self, GetRequest, PutRequest, RemoveRequest};
+use tetrachord::thrift::connection::{Answering, Service as _, Session};
+use tetrachord::thrift::method::{Call, Refusal, Reply};
+use tokio::sync::watch;
+use tokio::task::{JoinHandle, LocalSet};
+use tokio::time::{Instant, sleep};
+
+use super::disk::{End, SimDisk, Trouble};
+use super::judge;
+use super::network::{Net, SimPeers};
+use super::plan::{Fault, Plan, Step, What};
+use super::trace::Trace;
+use super::vfs::SimVfs;
+
+/// What a run showed.
+pub struct Outcome {
+    /// The first thing that must not be; `None`: all is well.
+    pub finding: Option<Finding>,
+    /// Equal runs have equal sums.
+    pub sum: u64,
+    /// Requests of clients.
+    pub requests: u64,
+    /// Calls between servers.
+    pub messages: u64,
+    /// If they were asked for.
+    pub lines: Vec<String>,
+}
+
+/// Something that must not be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Finding {
+    /// Which promise is broken: runs that break the same one are cut down to each other.
+    pub rule: String,
+    pub story: String,
+}
+
+impl Finding {
+    pub fn new(rule: impl Into<String>, story: impl Into<String>) -> Finding {
+        Finding { rule: rule.into(), story: story.into() }
+    }
+}
+
+/// Simulated wall clocks start here: 2026-01-01 in microseconds since 1970.
+const WALL_START_US: i64 = 1_767_225_600_000_000;
+
+/// For phase 2, in simulated time: no bound of the configuration is longer than a few seconds.
+const QUIET_WITHIN: Duration = Duration::from_secs(60);
+
+/// What a request may take past its deadline, when nothing held its server up.
+const DEADLINE_MARGIN: Duration = Duration::from_millis(500);
+
+/// Numbers VFSes of this process.
+static VFS_NUMBER: AtomicU64 = AtomicU64::new(0);
+
+/// Runs a plan.
+pub fn run(plan: &Plan, readable: bool) -> Outcome {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .start_paused(true)
+        .build()
+        .expect("a runtime needs no more than memory");
+    let (world, outcome) = runtime.block_on(async {
+        let world = World::new(plan, readable);
+        let local = LocalSet::new();
+        let finding = local.run_until(world.clone().live()).await;
+        world.end_all(End::Kill);
+        let outcome = Outcome {
+            finding,
+            sum: world.net.trace.sum(),
+            requests: world.history.borrow().operations.len() as u64,
+            messages: world.net.messages(),
+            lines: world.net.trace.lines(),
+        };
+        (world, outcome)
+    });
+    let vfses = std::mem::take(&mut *world.vfses.borrow_mut());
+    drop(world);
+    drop(runtime); // and with it every task that still holds a connection
+    drop(vfses);
+    outcome
+}
+
+struct World {
+    plan: Plan,
+    net: Arc<Net>,
+    nodes: Nodes,
+    ring: Ring,
+    start: Instant,
+    places: RefCell<Vec<Place>>,
+    history: RefCell<History>,
+    /// The largest time given to an operation: no two have the same.
+    last_us: RefCell<u64>,
+    findings: RefCell<Vec<Finding>>,
+    /// Outlive every connection.
+    vfses: RefCell<Vec<Arc<SimVfs>>>,
+    /// Faults are over: who ends by a late fuse is started at once.
+    healing: RefCell<bool>,
+    writes: RefCell<u64>,
+}
+
+/// Where a server runs.
+struct Place {
+    disk: SimDisk,
+    clock_offset_ms: Arc<AtomicI64>,
+    disk_pause_ms: Arc<AtomicU64>,
+    generation: i64,
+    running: Option<Running>,
+    /// What a reader saw when it was killed: it must be there when it is started again.
+    seen: Option<Vec<(Vec<u8>, Cell)>>,
+    /// When it last began or ended to be held up by a fault.
+    held_up: bool,
+}
+
+struct Running {
+    core: Core,
+    peers: Arc<SimPeers>,
+    ended: watch::Sender<bool>,
+}
+
+impl World {
+    fn new(plan: &Plan, readable: bool) -> Rc<World> {
+        let trace = Trace::new(readable);
+        let net = Net::new(plan.nodes, plan.seed, plan.weather.clone(), trace);
+        let address = |id| Address { host: "sim".to_owned(), port: 1 + id as u16 };
+        let place = |id: usize| Place {
+            disk: SimDisk::new(plan.seed.wrapping_mul(7_919).wrapping_add(id as u64)),
+            clock_offset_ms: Arc::new(AtomicI64::new(plan.clock_offsets_ms[id])),
+            disk_pause_ms: Arc::new(AtomicU64::new(plan.disk_pause_ms)),
+            generation: 0,
+            running: None,
+            seen: None,
+            held_up: false,
+        };
+        Rc::new(World {
+            plan: plan.clone(),
+            net,
+            nodes: Nodes::new((0..plan.nodes).map(address).collect()),
+            ring: Ring::even(plan.nodes, plan.config.replication_factor),
+            start: Instant::now(),
+            places: RefCell::new((0..plan.nodes).map(place).collect()),
+            history: RefCell::default(),
+            last_us: RefCell::new(0),
+            findings: RefCell::default(),
+            vfses: RefCell::default(),
+            healing: RefCell::new(false),
+            writes: RefCell::new(0),
+        })
+    }
+
+    /// The whole run.
+    async fn live(self: Rc<Self>) -> Option<Finding> {
+        for node in self.ids() {
+            self.start_node(node).await;
+        }
+        let fuses: Vec<JoinHandle<()>> =
+            self.ids().map(|node| tokio::task::spawn_local(self.clone().watch_fuse(node))).collect();
+        let faults = self.plan.faults.iter().cloned();
+        let faults: Vec<JoinHandle<()>> =
+            faults.map(|(at_ms, fault)| tokio::task::spawn_local(self.clone().fault(at_ms, fault))).collect();
+        let clients = self.plan.clients.iter().cloned().enumerate();
+        let clients: Vec<JoinHandle<()>> = clients
+            .map(|(client, steps)| tokio::task::spawn_local(self.clone().client(client as u32, steps)))
+            .collect();
+        for task in clients.into_iter().chain(faults) {
+            if let Err(panic) = task.await {
+                self.find("panic", panic.to_string());
+            }
+        }
+        self.heal().await;
+        for fuse in fuses {
+            fuse.abort();
+        }
+        if self.findings.borrow().is_empty() {
+            self.settle().await;
+        }
+        self.findings.borrow_mut().drain(..).next()
+    }
+
+    fn ids(&self) -> impl Iterator<Item = NodeId> + use<> {
+        (0..self.plan.nodes as u32).map(NodeId)
+    }
+
+    fn find(&self, rule: &str, story: String) {
+        self.net.trace.say("finding", || format!("FOUND {rule}: {story}"));
+        self.findings.borrow_mut().push(Finding::new(rule, story));
+    }
+
+    fn place<T>(&self, node: NodeId, look: impl FnOnce(&mut Place) -> T) -> T {
+        look(&mut self.places.borrow_mut()[node.0 as usize])
+    }
+
+    fn service(&self, node: NodeId) -> Option<(Arc<Service>, watch::Receiver<bool>)> {
+        self.place(node, |place| {
+            let running = place.running.as_ref()?;
+            Some((running.core.service.clone(), running.ended.subscribe()))
+        })
+    }
+
+    fn store(&self, node: NodeId) -> Option<Store> {
+        self.place(node, |place| Some(place.running.as_ref()?.core.store.clone()))
+    }
+
+    // ------------------------------------------------------------------------------------------- servers
+
+    /// Starts a server that is down. One that is refused by its own files is looked at, and left down if its disk is
+    /// in trouble.
+    async fn start_node(self: &Rc<Self>, node: NodeId) {
+        if self.place(node, |place| place.running.is_some()) {
+            return;
+        }
+        match self.try_start(node) {
+            Ok(()) => self.must_still_be_seen(node),
+            Err(why) => {
+                let (burned, in_trouble) =
+                    self.place(node, |place| (place.disk.take_burned(), place.disk.counts().failures > 0));
+                self.place(node, |place| place.disk.end(burned.unwrap_or(End::Kill)));
+                self.net.trace.say("not started", || format!("{node} does not start: {why}"));
+                if burned.is_none() && !in_trouble {
+                    self.find("a server starts on its own files", format!("server {node}: {why}"));
+                }
+            }
+        }
+    }
+
+    fn try_start(&self, node: NodeId) -> Result<(), String> {
+        let mut places = self.places.borrow_mut();
+        let place = &mut places[node.0 as usize];
+        let process = place.disk.begin();
+        let name = format!("sim-{}", VFS_NUMBER.fetch_add(1, Ordering::Relaxed));
+        let vfs = Arc::new(SimVfs::register(&place.disk, process, name));
+        self.vfses.borrow_mut().push(vfs.clone());
+        let (start, offset) = (self.start, place.clock_offset_ms.clone());
+        let clock = Arc::new(Clock::with_wall(move || {
+            let us = start.elapsed().as_micros() as i64 + offset.load(Ordering::Relaxed) * 1000;
+            WALL_START_US + us
+        }));
+        let earlier_wall_us = place.generation;
+        place.generation = clock.wall_us().max(place.generation + 1);
+        let pause_ms = place.disk_pause_ms.clone();
+        let random =
+            std::sync::Mutex::new(fastrand::Rng::with_seed(self.plan.seed ^ place.generation as u64));
+        let pace = move || {
+            let most_ms = pause_ms.load(Ordering::Relaxed);
+            Duration::from_millis(random.lock().expect("one thread").u64(..=most_ms))
+        };
+        let config = Arc::new(self.plan.config.clone());
+        let options = CoreOptions {
+            config: config.clone(),
+            nodes: self.nodes.clone(),
+            id: node,
+            generation: place.generation,
+            earlier_wall_us,
+            data: PathBuf::from("/sim"),
+            disk: Disk::simulated(vfs),
+            drive: Drive::Task(Arc::new(pace)),
+            clock,
+        };
+        let started =
+            Core::start(options, |point| SimPeers::start(&self.net, point, self.plan.nodes, &config));
+        let (core, peers) = started.map_err(|error| error.to_string())?;
+        self.net.open(node, process, core.service.clone());
+        self.net.trace.say("started", || format!("{node} started"));
+        place.running = Some(Running { core, peers, ended: watch::Sender::new(false) });
+        Ok(())
+    }
+
+    /// Ends a server's process, if it runs.
+    fn end_node(&self, node: NodeId, end: End) {
+        let running = self.place(node, |place| place.running.take());
+        let Some(mut running) = running else { return };
+        // Before the disk is gone: what did its readers see?
+        let seen = all_cells(&running.core.store).ok();
+        self.net.trace.say("ended", || format!("{node} ended: {end:?}"));
+        self.net.close(node);
+        running.peers.close();
+        running.core.end_background();
+        running.ended.send_replace(true);
+        self.place(node, |place| {
+            place.disk.end(end);
+            place.seen = seen.or(place.seen.take());
+        });
+    }
+
+    fn end_all(&self, end: End) {
+        for node in self.ids() {
+            self.end_node(node, end);
+        }
+    }
+
+    /// A cell that a reader could see before the crash is there after it, or a newer one.
+    fn must_still_be_seen(&self, node: NodeId) {
+        let Some(seen) = self.place(node, |place| place.seen.take()) else { return };
+        let Some(store) = self.store(node) else { return };
+        let Ok(now) = all_cells(&store) else { return }; // its fuse burned meanwhile
+        let now: BTreeMap<Vec<u8>, Cell> = now.into_iter().collect();
+        for (engine_key, cell) in seen {
+            let there = now.get(&engine_key);
+            if there.is_none_or(|there| there.order(&cell).is_lt()) {
+                let story = format!(
+                    "server {node} showed {} {cell:?} before it ended and {there:?} after its start",
+                    name_of(&engine_key)
+                );
+                return self.find("what a reader saw survives a crash", story);
+            }
+        }
+    }
+
+    async fn watch_fuse(self: Rc<Self>, node: NodeId) {
+        let burned = self.place(node, |place| place.disk.on_burned());
+        loop {
+            burned.notified().await;
+            let Some(end) = self.place(node, |place| place.disk.take_burned()) else { continue };
+            self.end_node(node, end);
+            sleep(Duration::from_millis(20)).await;
+            self.start_node(node).await;
+        }
+    }
+
+    // -------------------------------------------------------------------------------------------- faults
+
+    async fn fault(self: Rc<Self>, at_ms: u64, fault: Fault) {
+        sleep(Duration::from_millis(at_ms)).await;
+        self.net.trace.say("fault", || format!("FAULT {fault:?}"));
+        let wait = |ms: u64| sleep(Duration::from_millis(ms));
+        match fault {
+            Fault::End { node, end, down_ms } => {
+                self.end_node(node, end);
+                wait(down_ms).await;
+                self.start_node(node).await;
+            }
+            Fault::Fuse { node, operations, end, down_ms } => {
+                self.place(node, |place| {
+                    if place.running.is_some() {
+                        place.disk.light_fuse(operations, end);
+                    }
+                });
+                wait(down_ms).await;
+            }
+            Fault::EndAll { end, down_ms } => {
+                self.end_all(end);
+                wait(down_ms).await;
+                for node in self.ids() {
+                    self.start_node(node).await;
+                }
+            }
+            Fault::Damage { node, down_ms } => {
+                self.end_node(node, End::Kill);
+                wait(down_ms).await;
+                self.damage(node).await;
+            }
+            Fault::Cut { from, to, ms } => {
+                self.net.cut(from, to, true);
+                wait(ms).await;
+                self.net.cut(from, to, false);
+            }
+            Fault::Split { group, ms } => {
+                self.split(&group, true);
+                wait(ms).await;
+                self.split(&group, false);
+            }
+            Fault::Flap { from, to, times, ms } => {
+                for _ in 0..times {
+                    self.net.cut(from, to, true);
+                    wait(ms / u64::from(times) / 2).await;
+                    self.net.cut(from, to, false);
+                    wait(ms / u64::from(times) / 2).await;
+                }
+            }
+            Fault::Freeze { node, ms } => {
+                self.place(node, |place| place.held_up = true);
+                self.net.freeze(node, Instant::now() + Duration::from_millis(ms));
+                wait(ms).await;
+            }
+            Fault::Clock { node, by_ms } => {
+                self.place(node, |place| place.clock_offset_ms.fetch_add(by_ms, Ordering::Relaxed));
+            }
+            Fault::Disk { node, trouble, ms } => {
+                self.place(node, |place| place.disk.set_trouble(trouble));
+                wait(ms).await;
+                self.place(node, |place| place.disk.set_trouble(Trouble::default()));
+                // A disk that failed is not trusted until a restart.
+                self.end_node(node, End::Kill);
+                wait(10).await;
+                self.start_node(node).await;
+            }
+            Fault::SlowDisk { node, pause_ms, ms } => {
+                let former = self.place(node, |place| {
+                    place.held_up = true;
+                    place.disk_pause_ms.swap(pause_ms, Ordering::Relaxed)
+                });
+                wait(ms).await;
+                self.place(node, |place| place.disk_pause_ms.store(former, Ordering::Relaxed));
+            }
+        }
+    }
+
+    fn split(&self, group: &[NodeId], cut: bool) {
+        for from in self.ids() {
+            for to in self.ids() {
+                if group.contains(&from) != group.contains(&to) {
+                    self.net.cut(from, to, cut);
+                }
+            }
+        }
+    }
+
+    /// Flips bytes in the files of a server that is down: it must refuse them or not be harmed. Then it gets its own
+    /// files back, as from a copy.
+    async fn damage(self: &Rc<Self>, node: NodeId) {
+        if self.place(node, |place| place.running.is_some()) {
+            return;
+        }
+        let disk = self.place(node, |place| place.disk.clone());
+        let (whole, seen) = (disk.image(), self.place(node, |place| place.seen.clone()));
+        let mut damaged = whole.clone();
+        let mut random = fastrand::Rng::with_seed(self.plan.seed ^ 0xda_3a6e);
+        let mut files: Vec<&mut Vec<u8>> = damaged.values_mut().filter(|bytes| !bytes.is_empty()).collect();
+        if files.is_empty() {
+            return self.start_node(node).await;
+        }
+        let file = random.usize(..files.len());
+        for _ in 0..random.u8(1..=3) {
+            let at = random.usize(..files[file].len());
+            files[file][at] ^= 1 << random.u8(..8);
+        }
+        disk.restore(damaged);
+        match self.try_start(node) {
+            Ok(()) => self.must_still_be_seen(node),
+            Err(why) => self.net.trace.say("refused", || format!("{node} refuses its damaged files: {why}")),
+        }
+        self.end_node(node, End::Kill);
+        disk.end(End::Kill);
+        disk.restore(whole);
+        self.place(node, |place| place.seen = seen);
+        self.start_node(node).await;
+    }
+
+    /// Faults end.
+    async fn heal(self: &Rc<Self>) {
+        *self.healing.borrow_mut() = true;
+        self.net.heal();
+        for node in self.ids() {
+            self.place(node, |place| {
+                place.disk.set_trouble(Trouble::default());
+                place.disk.light_fuse(u32::MAX, End::Kill);
+                place.disk_pause_ms.store(self.plan.disk_pause_ms, Ordering::Relaxed);
+            });
+            let refuses = self.store(node).is_some_and(|store| store.not_writable().is_some());
+            if refuses {
+                self.end_node(node, End::Kill);
+            }
+        }
+        sleep(Duration::from_millis(50)).await; // what a fuse ended is started by its watch
+        for node in self.ids() {
+            self.start_node(node).await;
+            if self.place(node, |place| place.running.is_none()) {
+                // Its first start after trouble on the disk failed; there is none now.
+                if let Err(why) = self.try_start(node) {
+                    self.find("a server starts on its own files", format!("server {node}: {why}"));
+                }
+            }
+        }
+    }
+
+    // ------------------------------------------------------------------------------------------- clients
+
+    /// A time of the history, in microseconds: later calls get larger ones.
+    fn now_us(&self) -> u64 {
+        let mut last = self.last_us.borrow_mut();
+        *last = (self.start.elapsed().as_micros() as u64).max(*last + 1);
+        *last
+    }
+
+    async fn client(self: Rc<Self>, client: u32, steps: Vec<Step>) {
+        let session = Arc::new(Session::new(([127, 0, 0, 1], 9).into()));
+        for step in steps {
+            sleep(Duration::from_millis(step.think_ms)).await;
+            let Some(via) = self.reachable(step.via) else { continue };
+            self.step(client, &session, via, &step).await;
+        }
+    }
+
+    /// That server, or else another that runs.
+    fn reachable(&self, wanted: NodeId) -> Option<NodeId> {
+        let nodes = self.plan.nodes as u32;
+        (0..nodes).map(|more| NodeId((wanted.0 + more) % nodes)).find(|node| self.service(*node).is_some())
+    }
+
+    async fn step(&self, client: u32, session: &Arc<Session>, via: NodeId, step: &Step) -> Option<Told> {
+        let (asked, call) = self.call_of(client, step);
+        self.net.thawed(via).await;
+        let (service, mut ended) = self.service(via)?;
+        let began_us = self.now_us();
+        let began = Instant::now();
+        let answering = service.call(session, call);
+        drop(service);
+        let reply = match answering {
+            Answering::Now(reply) => Some(reply),
+            Answering::Later(reply) => tokio::select! {
+                biased;
+                reply = reply => Some(reply.0),
+                _ = ended.wait_for(|ended| *ended) => None,
+            },
+        };
+        self.net.thawed(via).await;
+        let told = reply.map_or_else(|| Told::Unknown("the server ended".to_owned()), told);
+        self.check_deadline(via, step, began.elapsed());
+        self.net.trace.say("client", || {
+            let key = step.key;
+            format!("client {client} via {via}: {:?} k{key} at {} → {told:?}", step.what, step.level)
+        });
+        let operation = Operation {
+            client,
+            key: key_of(step.key),
+            level: step.level,
+            asked,
+            began_us,
+            ended_us: self.now_us(),
+            told: told.clone(),
+        };
+        self.history.borrow_mut().operations.push(operation);
+        Some(told)
+    }
+
+    fn call_of(&self, client: u32, step: &Step) -> (Asked, Call) {
+        let key = key_of(step.key).to_vec();
+        let level = chord::Level(step.level.number());
+        match step.what {
+            What::Put(bytes) => {
+                let mut writes = self.writes.borrow_mut();
+                *writes += 1;
+                let mut value = format!("c{client}w{writes}").into_bytes();
+                value.resize(bytes.max(value.len()), b'.');
+                let request = PutRequest::new(key, value.clone(), level, None, None, None);
+                (Asked::Put(value.into()), Call::Put(request))
+            }
+            What::Remove => (Asked::Remove, Call::Remove(RemoveRequest::new(key, level, None, None))),
+            What::Get => (Asked::Get, Call::Get(GetRequest::new(key, level, None))),
+        }
+    }
+
+    fn check_deadline(&self, via: NodeId, step: &Step, took: Duration) {
+        let config = &self.plan.config;
+        let deadline = if step.what == What::Get { config.read_timeout() } else { config.write_timeout() };
+        let held_up = self.place(via, |place| place.held_up);
+        if took > deadline + DEADLINE_MARGIN && !held_up {
+            self.find("no request outlives its deadline", format!("{step:?} via {via} took {took:?}"));
+        }
+    }
+
+    // -------------------------------------------------------------------------------------------- phase 2
+
+    async fn settle(self: &Rc<Self>) {
+        self.net.trace.say("phase", || "faults are over".to_owned());
+        if let Err(story) = self.until_quiet().await {
+            return self.find("hints drain", story);
+        }
+        let session = Arc::new(Session::new(([127, 0, 0, 1], 9).into()));
+        let reader = self.plan.clients.len() as u32;
+        for key in self.keys() {
+            let step = Step { think_ms: 0, via: NodeId(0), key, level: Level::All, what: What::Get };
+            match self.step(reader, &session, NodeId(0), &step).await {
+                Some(Told::Found { .. }) => {}
+                other => {
+                    return self.find("a healthy cluster answers", format!("get k{key} at ALL: {other:?}"));
+                }
+            }
+        }
+        if let Some(finding) = judge::judge(&self.plan, &self.history.borrow(), self.contents(), &self.ring) {
+            return self.find(&finding.rule, finding.story);
+        }
+        for key in [1_000_000, 1_000_001, 1_000_002] {
+            let what = What::Put(20);
+            let step =
+                Step { think_ms: 0, via: NodeId(key % self.plan.nodes as u32), key, level: Level::All, what };
+            match self.step(reader, &session, step.via, &step).await {
+                Some(Told::Written { .. }) => {}
+                other => {
+                    return self.find("a healthy cluster answers", format!("put k{key} at ALL: {other:?}"));
+                }
+            }
+        }
+    }
+
+    /// Until everybody sees everybody up and no hint is left.
+    async fn until_quiet(&self) -> Result<(), String> {
+        let deadline = Instant::now() + QUIET_WITHIN;
+        loop {
+            let mut waits = Vec::new();
+            for node in self.ids() {
+                let Some((service, _)) = self.service(node) else {
+                    waits.push(format!("server {node} is down"));
+                    continue;
+                };
+                let down = self.ids().filter(|other| !service.members.is_alive(*other));
+                waits.extend(down.map(|other| format!("server {node} sees {other} down")));
+                let hints = service.store.hint_totals().into_iter().filter(|(_, held)| held.count > 0);
+                waits.extend(
+                    hints.map(|(to, held)| format!("server {node} has {} hints for {to}", held.count)),
+                );
+            }
+            if waits.is_empty() {
+                return Ok(());
+            }
+            if Instant::now() > deadline {
+                return Err(format!("{QUIET_WITHIN:?} after the last fault: {}", waits.join(", ")));
+            }
+            sleep(Duration::from_millis(100)).await;
+        }
+    }
+
+    /// Every key that was written or asked for.
+    fn keys(&self) -> Vec<u32> {
+        let mut keys: Vec<u32> = self.plan.clients.iter().flatten().map(|step| step.key).collect();
+        keys.sort_unstable();
+        keys.dedup();
+        keys
+    }
+
+    /// What each server holds.
+    fn contents(&self) -> Vec<(NodeId, Vec<(Vec<u8>, Cell)>)> {
+        let cells = |node| {
+            let store = self.store(node).expect("it was started");
+            (node, all_cells(&store).expect("its disk is well"))
+        };
+        self.ids().map(cells).collect()
+    }
+}
+
+/// The name of a key of a plan.
+pub fn key_of(number: u32) -> Bytes {
+    // Spread over the ring by the first byte.
+    let spread = (number.wrapping_mul(0x9e37_79b9) >> 24) as u8;
+    let mut key = vec![spread];
+    key.extend_from_slice(format!("k{number}").as_bytes());
+    key.into()
+}
+
+/// An engine key for people.
+pub fn name_of(engine_key: &[u8]) -> String {
+    match key::decode(engine_key) {
+        Ok(cell) => String::from_utf8_lossy(&cell.partition).into_owned(),
+        Err(error) => error.to_string(),
+    }
+}
+
+fn all_cells(store: &Store) -> Result<Vec<(Vec<u8>, Cell)>, String> {
+    let mut cells = Vec::new();
+    let mut after = Vec::new();
+    loop {
+        let page = store.page(&after, &[], 1_000).map_err(|error| error.to_string())?;
+        cells.extend(page.cells);
+        if page.complete {
+            return Ok(cells);
+        }
+        after = page.upto;
+    }
+}
+
+fn told(reply: Reply) -> Told {
+    let refused = |refusal: Refusal| match refusal {
+        Refusal::Timeout(timeout) => Told::Unknown(format!("{timeout:?}")),
+        other => Told::Refused(format!("{other:?}")),
+    };
+    match reply {
+        Reply::Put(Ok(written)) | Reply::Remove(Ok(written)) => {
+            Told::Written { stamp: written.stamp.map(Stamp) }
+        }
+        Reply::Get(Ok(got)) => Told::Found {
+            value: got.value.map(Bytes::from),
+            stamp: got.stamp.filter(|stamp| *stamp > 0).map(Stamp),
+        },
+        Reply::Put(Err(refusal)) | Reply::Remove(Err(refusal)) | Reply::Get(Err(refusal)) => refused(refusal),
+        other => panic!("{other:?} answers no request of these clients"),
+    }
+}
