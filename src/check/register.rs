@@ -2,7 +2,8 @@
 //! and walked, not searched.
 //!
 //!   - a read shows every write acknowledged before it began, or something newer, if their levels share a replica
-//!   - a read shows nothing older than an earlier read had shown, if their levels share a replica
+//!   - a read shows nothing older than an earlier read had shown, if their levels share a replica; which is older, stamps
+//!     say where both are told
 //!   - what is shown was asked for, by a write that had begun and was not refused
 //!   - a strong write has a newer stamp than every write acknowledged before it began that shares a replica with it
 //!
@@ -65,10 +66,18 @@ struct Key<'a, 'b> {
 struct Shown {
     /// The newest version shown, and by which read.
     versions: Running<(Version, usize)>,
-    /// Strong writes that strong reads showed: the one that began last, and the read.
+    /// Puts that any read showed.
+    puts: ShownPuts,
+    /// Puts that reads showed without their stamps.
+    unstamped: ShownPuts,
+}
+
+/// Puts that reads have shown, where stamps do not say which is newer.
+struct ShownPuts {
+    /// Strong ones that strong reads showed: when the one that began last began, and the read.
     began: Running<(u64, usize)>,
-    /// Reads that showed a value.
-    values: Running<usize>,
+    /// A read that showed one.
+    any: Running<usize>,
 }
 
 /// The most that any later read shows.
@@ -169,51 +178,71 @@ impl<'a> Key<'a, '_> {
 
 impl Shown {
     fn of(ledger: &Ledger, sound: &[bool]) -> Shown {
-        let (mut versions, mut began, mut values) = (Vec::new(), Vec::new(), Vec::new());
-        for (index, read) in ledger.reads.iter().enumerate().filter(|(index, _)| sound[*index]) {
-            let ended = read.operation.ended_us;
-            // Without repair a read says only that one replica has it.
-            let holding = if ledger.promises.read_repair { read.needed } else { read.needed.min(1) };
-            versions.extend(
-                read.stamp
-                    .map(|stamp| (holding, ended, (Version { stamp, value: read.value.cloned() }, index))),
-            );
-            let Some(put) = read.value.and_then(|value| ledger.put_of(value)) else { continue };
-            let put = &ledger.writes[put];
-            values.push((holding, ended, index));
-            if put.needed >= ledger.promises.quorum() {
-                began.push((holding, ended, (put.operation.began_us, index)));
-            }
+        let reads = || ledger.reads.iter().enumerate().filter(|(index, _)| sound[*index]);
+        let versions = reads().filter_map(|(index, read)| {
+            let version = Version { stamp: read.stamp?, value: read.value.cloned() };
+            Some((holding(ledger, read), read.operation.ended_us, (version, index)))
+        });
+        Shown {
+            versions: Running::new(versions.collect()),
+            puts: ShownPuts::of(ledger, reads()),
+            unstamped: ShownPuts::of(ledger, reads().filter(|(_, read)| read.stamp.is_none())),
         }
-        Shown { versions: Running::new(versions), began: Running::new(began), values: Running::new(values) }
     }
 
-    /// An earlier read that showed something certainly newer.
+    /// An earlier read that showed something certainly newer: by its stamp, or by time if one of the two told no stamp.
     fn newer(&self, ledger: &Ledger, index: usize) -> Option<usize> {
         let read = &ledger.reads[index];
-        let before = read.operation.began_us;
-        let sharing = ledger.sharing(read.needed);
         let put = read.value.and_then(|value| ledger.put_of(value));
-        if let Some((newest, earlier)) = self.versions.best(before, sharing)
+        let newest = self.versions.best(read.operation.began_us, ledger.sharing(read.needed));
+        if let Some((newest, earlier)) = newest
             && ledger.at_most(put, read.value, read.stamp).is_some_and(|shown| shown < *newest)
         {
             return Some(*earlier);
         }
-        // Only if both reads and both writes are strong does time order what was read.
+        match read.stamp {
+            Some(_) => self.unstamped.newer(ledger, read, put),
+            None => self.puts.newer(ledger, read, put),
+        }
+    }
+}
+
+/// How many replicas have what a read showed. Without repair it says only that one has it.
+fn holding(ledger: &Ledger, read: &Read) -> usize {
+    if ledger.promises.read_repair { read.needed } else { read.needed.min(1) }
+}
+
+impl ShownPuts {
+    fn of<'a, 'b: 'a>(ledger: &Ledger, reads: impl Iterator<Item = (usize, &'a Read<'b>)>) -> ShownPuts {
+        let (mut began, mut any) = (Vec::new(), Vec::new());
+        for (index, read) in reads {
+            let Some(put) = read.value.and_then(|value| ledger.put_of(value)) else { continue };
+            let (put, holding, ended) = (&ledger.writes[put], holding(ledger, read), read.operation.ended_us);
+            any.push((holding, ended, index));
+            if put.needed >= ledger.promises.quorum() {
+                began.push((holding, ended, (put.operation.began_us, index)));
+            }
+        }
+        ShownPuts { began: Running::new(began), any: Running::new(any) }
+    }
+
+    /// Only if both reads and both writes are strong does time order what was read.
+    fn newer(&self, ledger: &Ledger, read: &Read, put: Option<usize>) -> Option<usize> {
         let quorum = ledger.promises.quorum();
         let strong = |needed: usize| needed >= quorum;
+        let before = read.operation.began_us;
         let last = self.began.best(before, quorum).filter(|_| strong(read.needed));
         match put.map(|put| &ledger.writes[put]) {
-            Some(put) => last
-                .filter(|(began, _)| {
-                    put.acknowledged() && strong(put.needed) && put.operation.ended_us < *began
-                })
-                .map(|(_, earlier)| *earlier),
+            Some(put) => {
+                let ended = put.operation.ended_us;
+                let ordered = put.acknowledged() && strong(put.needed);
+                last.filter(|(began, _)| ordered && ended < *began).map(|(_, earlier)| *earlier)
+            }
             None => {
-                let earlier = self.values.best(before, sharing)?;
+                let any = self.any.best(before, ledger.sharing(read.needed))?;
                 let newer = |needed: usize| last.filter(|_| strong(needed)).map(|(began, _)| *began);
                 let explained = ledger.removals.explain(read.operation.ended_us, newer);
-                (!explained).then_some(last.map_or(*earlier, |(_, earlier)| *earlier))
+                (!explained).then_some(last.map_or(*any, |(_, earlier)| *earlier))
             }
         }
     }

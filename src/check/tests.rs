@@ -187,6 +187,14 @@ fn without_stamps_strong_reads_do_not_go_back_in_time() {
     assert_eq!(broken(&reads("b", "a").replace("30 99 1", "20 99 4")), NONE);
     // A weak put has no say over the order.
     assert_eq!(broken(&reads("b", "a").replace("99 1 QUORUM put", "99 1 ONE put")), NONE);
+    // Stamps, where both are told, have the last word. (The first read began before the first put was acknowledged.)
+    let stamped = |first: &str, second: &str| {
+        let lines = reads("b", "a").replace("40 50", "15 50");
+        lines.replace("found b", &format!("found b {first}")).replace("found a", &format!("found a {second}"))
+    };
+    assert_eq!(broken(&stamped("100", "200")), NONE);
+    assert_eq!(broken(&stamped("200", "100")), [Rule::WentBack]);
+    assert_eq!(broken(&stamped("", "200")), [Rule::WentBack]);
     // The removal had ended before the put began: it is not why nothing is found.
     let removal = "10 20 1 QUORUM remove k written\n 30 99 1 QUORUM put k b written\n\
                    40 50 2 QUORUM get k found b\n 60 70 3 QUORUM get k found nothing";
