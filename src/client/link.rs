@@ -21,7 +21,7 @@ use std::io;
 use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use bytes::{Buf, Bytes, BytesMut};
+use bytes::{Bytes, BytesMut};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::{Notify, Semaphore, oneshot};
 use tokio::time::{Duration, Instant, sleep_until, timeout};
@@ -31,7 +31,7 @@ use super::ring_view::SharedRing;
 use crate::net::TcpStream;
 use crate::nodes::Address;
 use crate::thrift::codec::{Protocol, ReplyError, read_reply, write_call};
-use crate::thrift::dress::framed;
+use crate::thrift::dress::{framed, take_frame};
 use crate::thrift::method::{Describe, Method};
 
 /// Room made for one read from the socket.
@@ -423,11 +423,11 @@ impl Connection {
         let mut result = Ok(());
         let mut state = self.shared.lock();
         loop {
-            let frame = match cut_frame(inbox, self.shared.options.reply_bytes_max) {
+            let frame = match take_frame(inbox, self.shared.options.reply_bytes_max) {
                 Ok(Some(frame)) => frame,
                 Ok(None) => break,
-                Err(why) => {
-                    result = Err(End::failed(&why));
+                Err(too_long) => {
+                    result = Err(End::failed(&too_long.to_string()));
                     break;
                 }
             };
@@ -440,7 +440,7 @@ impl Connection {
             match oldest.asker {
                 Asker::Call(asker) => {
                     freed += 1;
-                    let _ = asker.send(Ok(frame)); // the caller may have stopped waiting
+                    let _ = asker.send(Ok(frame.freeze())); // the caller may have stopped waiting
                 }
                 Asker::Link { sequence } => self.learn_ring(sequence, &frame),
             }
@@ -517,22 +517,6 @@ impl Outgoing {
         }
         std::mem::swap(&mut self.frames, outbox);
     }
-}
-
-/// Cuts the first frame off; `None` while it is not all here.
-fn cut_frame(inbox: &mut BytesMut, bytes_max: usize) -> Result<Option<Bytes>, String> {
-    let Some(prefix) = inbox.first_chunk::<4>() else { return Ok(None) };
-    let frame_bytes = u32::from_be_bytes(*prefix) as usize;
-    if frame_bytes > bytes_max {
-        return Err(format!(
-            "the server announced an answer of {frame_bytes} bytes; {bytes_max} are accepted"
-        ));
-    }
-    if inbox.len() < 4 + frame_bytes {
-        return Ok(None);
-    }
-    inbox.advance(4);
-    Ok(Some(inbox.split_to(frame_bytes).freeze()))
 }
 
 /// What went wrong with a socket, in words without an error number.

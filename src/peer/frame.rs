@@ -10,11 +10,8 @@ use thrift::protocol::{
 use tokio::io::{AsyncRead, AsyncReadExt};
 
 use crate::thrift::codec::{self, Protocol};
-use crate::thrift::dress::framed;
+use crate::thrift::dress::{FrameTooLong, framed, take_frame};
 use crate::thrift::method::{Apply, Method};
-
-/// Bytes of the length in front of each frame.
-const LENGTH_BYTES: usize = 4;
 
 /// Bytes to make room for before each read: many small answers come in one system call.
 const READ_BYTES: usize = 32_768;
@@ -24,6 +21,9 @@ pub(super) const KEPT_BYTES_MAX: usize = 1_048_576;
 
 /// Bytes of an apply frame beside its mutations, at most.
 const APPLY_OVERHEAD_BYTES: usize = 64;
+
+/// Bytes of the length in front of each mutation, as binary Thrift has it.
+const STRING_LENGTH_BYTES: usize = 4;
 
 /// Appends a framed call of `M`.
 pub(super) fn write_call<M: Method>(sequence: i32, request: &M::Request, out: &mut Vec<u8>) {
@@ -42,7 +42,7 @@ pub(super) fn write_apply(sequence: i32, epoch: u64, mutations: &[Bytes], out: &
 
 /// Bytes of the frame that [`write_apply`] makes, at most.
 pub(super) fn apply_bytes(mutations: &[Bytes]) -> usize {
-    let mutations: usize = mutations.iter().map(|mutation| LENGTH_BYTES + mutation.len()).sum();
+    let mutations: usize = mutations.iter().map(|mutation| STRING_LENGTH_BYTES + mutation.len()).sum();
     APPLY_OVERHEAD_BYTES + mutations
 }
 
@@ -82,14 +82,6 @@ pub(super) struct Inbox {
     frame_bytes_max: usize,
 }
 
-/// A frame longer than agreed. The connection cannot be used further.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("a frame of {bytes} bytes came, more than the {bytes_max} allowed")]
-pub(super) struct FrameTooLong {
-    bytes: usize,
-    bytes_max: usize,
-}
-
 impl Inbox {
     /// Empty, for frames of at most `frame_bytes_max` bytes.
     pub(super) fn new(frame_bytes_max: usize) -> Inbox {
@@ -109,16 +101,7 @@ impl Inbox {
 
     /// The next whole frame, without its length; `None`: it has not all come.
     pub(super) fn next(&mut self) -> Result<Option<BytesMut>, FrameTooLong> {
-        let Some(length) = self.bytes.first_chunk::<LENGTH_BYTES>() else { return Ok(None) };
-        let bytes = u32::from_be_bytes(*length) as usize;
-        if bytes > self.frame_bytes_max {
-            return Err(FrameTooLong { bytes, bytes_max: self.frame_bytes_max });
-        }
-        if self.bytes.len() < LENGTH_BYTES + bytes {
-            return Ok(None);
-        }
-        let mut frame = self.bytes.split_to(LENGTH_BYTES + bytes);
-        Ok(Some(frame.split_off(LENGTH_BYTES)))
+        take_frame(&mut self.bytes, self.frame_bytes_max)
     }
 }
 
@@ -126,6 +109,7 @@ impl Inbox {
 mod tests {
     use super::*;
     use crate::thrift::chord::{PeerApply, PeerPing};
+    use crate::thrift::dress::FRAME_LENGTH_BYTES;
     use crate::thrift::method::Ping;
 
     #[test]
@@ -149,7 +133,7 @@ mod tests {
         for sequence in 0..5 {
             let start = wire.len();
             write_call::<Ping>(sequence, &PeerPing::new(1), &mut wire);
-            frames.push(wire[start + LENGTH_BYTES..].to_vec());
+            frames.push(wire[start + FRAME_LENGTH_BYTES..].to_vec());
         }
         for cut in 1..wire.len() {
             let mut inbox = Inbox::new(100);
@@ -164,13 +148,5 @@ mod tests {
             }
             assert_eq!(taken, frames, "in chunks of {cut}");
         }
-    }
-
-    #[tokio::test]
-    async fn a_frame_that_is_too_long_is_refused_by_its_length_alone() {
-        let mut inbox = Inbox::new(100);
-        inbox.fill(&mut &101u32.to_be_bytes()[..]).await.unwrap();
-        let error = inbox.next().unwrap_err();
-        assert_eq!(error.to_string(), "a frame of 101 bytes came, more than the 100 allowed");
     }
 }

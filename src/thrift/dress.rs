@@ -12,6 +12,8 @@
 
 use std::ops::Range;
 
+use bytes::BytesMut;
+
 use super::codec::Protocol;
 use super::scan::{Bounds, Broken, Scanner};
 
@@ -70,7 +72,33 @@ pub fn framed(out: &mut Vec<u8>, write: impl FnOnce(&mut Vec<u8>)) {
     out[start..start + FRAME_LENGTH_BYTES].copy_from_slice(&length.to_be_bytes());
 }
 
-const FRAME_LENGTH_BYTES: usize = 4;
+/// Takes the first frame off `inbox`, without its length; `None`: it has not all come. What a client or a peer link
+/// reads with.
+pub fn take_frame(inbox: &mut BytesMut, bytes_max: usize) -> Result<Option<BytesMut>, FrameTooLong> {
+    let Some(length) = inbox.first_chunk::<FRAME_LENGTH_BYTES>() else { return Ok(None) };
+    let bytes = u32::from_be_bytes(*length) as usize;
+    if bytes > bytes_max {
+        return Err(FrameTooLong { bytes, bytes_max });
+    }
+    if inbox.len() < FRAME_LENGTH_BYTES + bytes {
+        return Ok(None);
+    }
+    let mut frame = inbox.split_to(FRAME_LENGTH_BYTES + bytes);
+    Ok(Some(frame.split_off(FRAME_LENGTH_BYTES)))
+}
+
+/// A frame longer than agreed. The connection cannot be used further.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("a frame of {bytes} bytes came, more than the {bytes_max} allowed")]
+pub struct FrameTooLong {
+    /// What its length says.
+    pub bytes: usize,
+    /// The bound.
+    pub bytes_max: usize,
+}
+
+/// Bytes of the length in front of each frame.
+pub(crate) const FRAME_LENGTH_BYTES: usize = 4;
 
 // THeader: magic, flags, sequence number, count of the 4-byte words that follow; in those the protocol, the count of
 // transforms and their numbers, then headers of the application, which are not looked at.
@@ -293,6 +321,23 @@ mod tests {
                 assert_eq!(splitter.split(&bytes), Ok(Split::Message { dress, body }));
             }
         }
+    }
+
+    #[test]
+    fn frames_are_taken_off_once_they_are_whole_and_refused_by_their_length_alone() {
+        let mut wire = Vec::new();
+        framed(&mut wire, |out| out.extend_from_slice(b"one"));
+        framed(&mut wire, |_| {});
+        framed(&mut wire, |out| out.extend_from_slice(b"three"));
+        let mut inbox = BytesMut::new();
+        let mut taken = Vec::new();
+        for byte in wire {
+            inbox.extend_from_slice(&[byte]);
+            taken.extend(take_frame(&mut inbox, 5).unwrap());
+        }
+        assert_eq!(taken, [&b"one"[..], b"", b"three"]);
+        inbox.extend_from_slice(&6u32.to_be_bytes());
+        assert_eq!(take_frame(&mut inbox, 5), Err(FrameTooLong { bytes: 6, bytes_max: 5 }));
     }
 
     #[test]
