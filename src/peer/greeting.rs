@@ -54,8 +54,9 @@ impl Identity {
     }
 }
 
-/// The called server's side: may this caller stay? `Err` is the text to refuse it with.
-pub fn check_hello(me: &Identity, hello: &PeerHello) -> Result<(), String> {
+/// The called server's side: may this caller stay, one of `nodes` servers? Returns who it is; `Err` is the text to
+/// refuse it with.
+pub fn check_hello(me: &Identity, nodes: usize, hello: &PeerHello) -> Result<NodeId, String> {
     let me_id = me.id;
     let version = hello.version.ok_or_else(|| lacks("version"))?;
     let caller = hello.caller.ok_or_else(|| lacks("caller"))?;
@@ -84,7 +85,10 @@ pub fn check_hello(me: &Identity, hello: &PeerHello) -> Result<(), String> {
     if epoch != me.epoch as i64 || digest[..] != me.ring_digest {
         return Err(other_ring(caller, epoch, me));
     }
-    Ok(())
+    let on_the_list = u32::try_from(caller).ok().filter(|caller| (*caller as usize) < nodes);
+    let outsider =
+        || format!("there is no server {caller} among the {nodes} of nodes.txt; start it with its own id");
+    on_the_list.map(NodeId).ok_or_else(outsider)
 }
 
 /// The caller's side: is this the server that was called, and are we welcome? Returns its generation; `Err` is why
@@ -142,7 +146,7 @@ mod tests {
     #[test]
     fn two_servers_of_one_cluster_greet_each_other() {
         let hello = identity(1).hello(NodeId(2), Stamp(3));
-        assert_eq!(check_hello(&identity(2), &hello), Ok(()));
+        assert_eq!(check_hello(&identity(2), 3, &hello), Ok(NodeId(1)));
         let welcome = identity(2).welcome(String::new(), Stamp(3));
         assert_eq!(check_welcome(&identity(1), NodeId(2), &welcome), Ok(5));
     }
@@ -161,6 +165,8 @@ mod tests {
             (PeerHello { epoch: Some(2), ..good.clone() }, "have different rings"),
             (PeerHello { ring_digest: Some(vec![1; 16]), ..good.clone() }, "have different rings"),
             (PeerHello { ring_digest: Some(vec![]), ..good.clone() }, "have different rings"),
+            (PeerHello { caller: Some(3), ..good.clone() }, "there is no server 3 among the 3 of nodes.txt"),
+            (PeerHello { caller: Some(-1), ..good.clone() }, "there is no server -1"),
             (PeerHello { version: None, ..good.clone() }, "lacks 'version'"),
             (PeerHello { cluster: None, ..good.clone() }, "lacks 'cluster'"),
             (PeerHello { caller: None, ..good.clone() }, "lacks 'caller'"),
@@ -168,7 +174,7 @@ mod tests {
             (PeerHello { epoch: None, ..good.clone() }, "lacks 'epoch'"),
             (PeerHello { ring_digest: None, ..good.clone() }, "lacks 'ringDigest'"),
         ] {
-            let why = check_hello(&identity(2), &hello).unwrap_err();
+            let why = check_hello(&identity(2), 3, &hello).unwrap_err();
             assert!(why.contains(said), "{why}");
         }
     }

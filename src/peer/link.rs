@@ -20,14 +20,16 @@ use tokio::io::AsyncWriteExt;
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 
-use super::calls::{Asked, Calls, OWN_SEQUENCE};
+use super::Standpoint;
+use super::calls::{Asked, Calls, Limits, OWN_SEQUENCE};
 use super::frame::{self, Inbox};
 use super::greeting::{Identity, check_welcome};
 use super::reply::{self, Damaged};
 use crate::answer::{Failure, NodeId};
 use crate::cell::Stamp;
 use crate::clock::Clock;
-use crate::membership::{Event, Members, State};
+use crate::config::Config;
+use crate::membership::{Event, Members, State, liveness};
 use crate::net::TcpStream;
 use crate::stats::Stats;
 use crate::thrift::chord::PeerPing;
@@ -36,6 +38,9 @@ use crate::thrift::method::{Greet, Ping};
 
 /// Until a server that said no, or sent what makes no sense, is dialled again: it takes a person to change that.
 const RETRY_REFUSED: Duration = Duration::from_secs(1);
+
+/// Bytes by which a frame that comes may exceed `message_bytes_max`: headers around what was within it.
+const FRAME_SLACK_BYTES: usize = 65_536;
 
 /// The way to one other server. Shared by its task and by all who call.
 pub(super) struct Link {
@@ -80,7 +85,7 @@ struct NotConnected {
 }
 
 /// Why a connection ended.
-enum Ended {
+pub(super) enum Ended {
     /// It broke.
     Lost(String),
     /// The other server is Down by its silence; `Members` knows.
@@ -96,6 +101,26 @@ impl From<Damaged> for Ended {
 }
 
 impl Link {
+    /// The way to `node`, on which nothing has been tried yet.
+    pub(super) fn new(standpoint: &Standpoint, node: NodeId, address: String, config: &Config) -> Link {
+        let Standpoint { identity, members, clock, stats } = standpoint;
+        Link {
+            me: identity.clone(),
+            node,
+            address,
+            timing: timing(config),
+            frame_bytes_max: config.message_bytes_max + FRAME_SLACK_BYTES,
+            clock: clock.clone(),
+            members: members.clone(),
+            stats: stats.clone(),
+            calls: Mutex::new(Calls::new(limits(config))),
+            ready: Notify::new(),
+            greeted: Notify::new(),
+            attempted: AtomicBool::new(false),
+            latency_us: AtomicU64::new(0),
+        }
+    }
+
     /// Queues a call of at most `bytes` encoded bytes, or answers at once why not.
     pub(super) fn ask(&self, asked: Asked, bytes: usize, encode: impl FnOnce(i32, &mut Vec<u8>)) {
         let pushed = self.calls().push(Instant::now(), asked, bytes, encode);
@@ -275,7 +300,7 @@ impl Link {
     }
 
     /// Bytes have come: a sign of life, and perhaps replies.
-    fn take_in(&self, inbox: &mut Inbox) -> Result<(), Ended> {
+    pub(super) fn take_in(&self, inbox: &mut Inbox) -> Result<(), Ended> {
         self.members.note(self.node, Event::Heard);
         while let Some(message) = inbox.next().map_err(|error| Ended::Damaged(error.to_string()))? {
             self.reply(&message)?;
@@ -346,7 +371,7 @@ impl Link {
     }
 
     /// Answers outside the lock: answering wakes others.
-    fn fail(&self, asked: impl IntoIterator<Item = Asked>, failure: Failure) {
+    pub(super) fn fail(&self, asked: impl IntoIterator<Item = Asked>, failure: Failure) {
         for asked in asked {
             self.count_failed(1);
             asked.fail(failure.clone());
@@ -361,6 +386,25 @@ impl Link {
 
     pub(super) fn calls(&self) -> MutexGuard<'_, Calls> {
         self.calls.lock().expect("no panic while it is held")
+    }
+}
+
+fn timing(config: &Config) -> Timing {
+    Timing {
+        heartbeat: config.heartbeat(),
+        tick: liveness::Settings::of(config).tick,
+        connect_timeout: Duration::from_millis(config.connect_timeout_ms),
+        reconnect: Duration::from_millis(config.reconnect_ms),
+    }
+}
+
+fn limits(config: &Config) -> Limits {
+    Limits {
+        calls_max: config.peer_calls_max,
+        bytes_max: config.peer_queue_bytes_max,
+        call_bytes_max: config.message_bytes_max,
+        write_timeout: config.write_timeout(),
+        read_timeout: config.read_timeout(),
     }
 }
 

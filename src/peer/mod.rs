@@ -12,33 +12,34 @@
 
 mod calls;
 mod frame;
+#[doc(hidden)]
+pub mod fuzzed;
 mod greeting;
 mod link;
 mod reply;
 #[cfg(test)]
 mod tests;
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use crate::answer::{AnswerTo, ApplyAnswer, Failure, NodeId, ReadAnswer};
 use crate::clock::Clock;
 use crate::config::Config;
-use crate::membership::{Members, liveness};
+use crate::membership::Members;
 use crate::nodes::Nodes;
 use crate::slice::Slice;
 use crate::stats::Stats;
 use crate::thrift::chord::PeerRead;
 use crate::thrift::method::Read;
-use calls::{Asked, Calls, Limits};
+use calls::Asked;
 pub use greeting::{Identity, PEER_PROTOCOL_VERSION, check_hello, check_welcome};
-use link::{Link, Timing};
+use link::Link;
 pub use reply::{apply_answers, read_answer};
 
 /// Asking other servers. The seam that a simulator fills with its own.
@@ -83,9 +84,6 @@ pub struct Links {
     tasks: Mutex<Vec<JoinHandle<()>>>,
 }
 
-/// Bytes by which a frame that comes may exceed `message_bytes_max`: headers around what was within it.
-const FRAME_SLACK_BYTES: usize = 65_536;
-
 /// How often a start looks whether the first attempts have ended.
 const ATTEMPTS_LOOK: Duration = Duration::from_millis(1);
 
@@ -95,27 +93,16 @@ const READ_OVERHEAD_BYTES: usize = 128;
 impl Links {
     /// Starts to dial every other server on `nodes`. Must be called on the runtime whose threads are to do it.
     pub fn start(standpoint: Standpoint, nodes: &Nodes, config: &Config) -> Arc<Links> {
-        let Standpoint { identity, members, clock, stats } = standpoint;
-        assert_eq!(identity.id, members.me());
-        let link = |node: NodeId| Link {
-            me: identity.clone(),
-            node,
-            address: nodes.address(node).expect("it is one of them").to_string(),
-            timing: timing(config),
-            frame_bytes_max: config.message_bytes_max + FRAME_SLACK_BYTES,
-            clock: clock.clone(),
-            members: members.clone(),
-            stats: stats.clone(),
-            calls: Mutex::new(Calls::new(limits(config))),
-            ready: Notify::new(),
-            greeted: Notify::new(),
-            attempted: AtomicBool::new(false),
-            latency_us: AtomicU64::new(0),
+        let me = standpoint.identity.id;
+        assert_eq!(me, standpoint.members.me());
+        let link = |node: NodeId| {
+            let address = nodes.address(node).expect("it is one of them").to_string();
+            Link::new(&standpoint, node, address, config)
         };
         let links: Vec<Option<Arc<Link>>> =
-            nodes.ids().map(|node| (node != identity.id).then(|| Arc::new(link(node)))).collect();
+            nodes.ids().map(|node| (node != me).then(|| Arc::new(link(node)))).collect();
         let tasks = links.iter().flatten().map(|link| tokio::spawn(link.clone().run())).collect();
-        Arc::new(Links { epoch: identity.epoch, links, tasks: Mutex::new(tasks) })
+        Arc::new(Links { epoch: standpoint.identity.epoch, links, tasks: Mutex::new(tasks) })
     }
 
     /// Waits until each server was reached, or found to be unreachable, once; no longer than `within`.
@@ -214,24 +201,5 @@ pub fn read_request(epoch: u64, slice: &Slice) -> PeerRead {
         last_column: Some(slice.last.as_ref().map_or_else(Vec::new, |last| last.to_vec())),
         bounded: Some(slice.last.is_some()),
         cells: Some(i32::try_from(slice.cells_max).unwrap_or(i32::MAX)),
-    }
-}
-
-fn timing(config: &Config) -> Timing {
-    Timing {
-        heartbeat: config.heartbeat(),
-        tick: liveness::Settings::of(config).tick,
-        connect_timeout: Duration::from_millis(config.connect_timeout_ms),
-        reconnect: Duration::from_millis(config.reconnect_ms),
-    }
-}
-
-fn limits(config: &Config) -> Limits {
-    Limits {
-        calls_max: config.peer_calls_max,
-        bytes_max: config.peer_queue_bytes_max,
-        call_bytes_max: config.message_bytes_max,
-        write_timeout: config.write_timeout(),
-        read_timeout: config.read_timeout(),
     }
 }

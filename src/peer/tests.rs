@@ -111,7 +111,7 @@ fn welcome() -> PeerWelcome {
 fn polite(call: &Call) -> Reply {
     match call {
         Call::Greet(hello) => {
-            assert_eq!(check_hello(&identity(OTHER), hello), Ok(()));
+            assert_eq!(check_hello(&identity(OTHER), 2, hello), Ok(ME));
             Reply::Greet(Ok(welcome()))
         }
         Call::Ping(_) => Reply::Ping(Ok(PeerPong::new(0, String::new()))),

@@ -34,9 +34,8 @@ const READ_CELLS_MAX: usize = 10_000;
 
 impl Service {
     pub(super) fn peer_hello(&self, session: &Arc<Session>, hello: &PeerHello) -> PeerWelcome {
-        let refused = match check_hello(&self.identity, hello) {
-            Ok(()) => {
-                let caller = NodeId(hello.caller.unwrap_or(0) as u32);
+        let refused = match check_hello(&self.identity, self.nodes.len(), hello) {
+            Ok(caller) => {
                 session.set_peer(caller);
                 session.answer_out_of_order();
                 self.peers.greeted_by(caller);
