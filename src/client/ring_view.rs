@@ -21,6 +21,10 @@ pub struct RingView {
 /// The replication factor of a cluster that says nothing else.
 const COPIES_GUESS: usize = 3;
 
+/// The largest replication factor there can be (`config`). A view holds so many servers for each range, so what a server
+/// says must not go past it.
+const COPIES_MAX: usize = 100;
+
 impl RingView {
     /// Evenly spaced tokens in the order of the ids and three copies: what a cluster has unless told otherwise.
     pub fn guess(nodes: &Nodes) -> RingView {
@@ -32,7 +36,7 @@ impl RingView {
     pub fn of(description: &Description) -> Option<RingView> {
         let members = description.members.as_ref()?;
         let copies = usize::try_from(description.replication_factor?).ok()?.min(members.len());
-        if copies == 0 {
+        if copies == 0 || copies > COPIES_MAX {
             return None;
         }
         let mut owners = Vec::with_capacity(members.len());
@@ -113,5 +117,6 @@ mod tests {
         assert_eq!(RingView::of(&Description { members: Some(Vec::new()), ..described.clone() }), None);
         assert_eq!(RingView::of(&Description { replication_factor: Some(-1), ..described.clone() }), None);
         assert_eq!(RingView::of(&Description { members: None, ..described }), None);
+        assert_eq!(RingView::of(&fake::description(NodeId(0), 101, 101)), None); // more than any cluster has
     }
 }
