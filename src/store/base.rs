@@ -159,8 +159,20 @@ impl Base {
                 statement.raw_bind_parameter(2, end).map_err(reading)?;
             }
             let mut rows = statement.raw_query();
+            let mut previous = Vec::new();
             while let Some(row) = rows.next().map_err(reading)? {
                 let (key, cell) = self.checked(row)?;
+                if key <= &previous[..] {
+                    // Pages have no checksum: one that was written to another's place is all right in itself.
+                    let what = format!(
+                        "the cells under keys x'{}' and x'{}' are out of order",
+                        hex(&previous),
+                        hex(key)
+                    );
+                    return Err(StoreError::Damaged { path: self.path.clone(), what });
+                }
+                previous.clear();
+                previous.extend_from_slice(key);
                 if !each(key, cell) {
                     break;
                 }

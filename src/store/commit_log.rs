@@ -20,6 +20,7 @@ use rusqlite::{CachedStatement, Connection};
 
 use super::disk::Disk;
 use super::hint_log::{self, HintChange};
+use super::mark::Reached;
 use super::memtable::Memtable;
 use super::queue::Request;
 use super::replay::{Replay, check_end, row_checksum};
@@ -52,6 +53,9 @@ pub(super) const FORMAT: Format = Format {
 pub(super) const FLUSHED_UPTO: &str = "flushed_upto";
 /// Rows up to this sequence were once written.
 pub(super) const WRITTEN_UPTO: &str = "written_upto";
+
+/// Hints up to this sequence were once written. Delivered ones are deleted, so the table does not tell.
+pub(super) const HINTED_UPTO: &str = "hinted_upto";
 
 /// SQLite's page cache for the log: enough for the pages of one transaction; a larger one spills.
 const CACHE_BYTES: usize = 8 * 1024 * 1024;
@@ -124,13 +128,14 @@ impl CommitLog {
         let (connection, new) =
             sqlite::open_to_write(disk, &path, &FORMAT, synchronous, CACHE_BYTES, may_create)?;
         let flushed_upto = sqlite::meta(&connection, &path, FLUSHED_UPTO)?.unwrap_or(0);
+        let hinted_upto = sqlite::meta(&connection, &path, HINTED_UPTO)?.unwrap_or(0);
         let log = CommitLog {
             connection,
             path,
             next: flushed_upto + 1,
             first: flushed_upto + 1,
             flushed_upto,
-            next_hint: 1,
+            next_hint: hinted_upto + 1,
             unchecked_pages: 0,
             checkpoint_pages: config.wal_autocheckpoint_pages,
             insert_sql: INSERT_ROWS.map(insert_sql),
@@ -181,9 +186,14 @@ impl CommitLog {
         sqlite::checkpoint(&self.connection, "TRUNCATE").map_err(self.using())
     }
 
-    /// The first hint sequence that was never used.
-    pub fn set_next_hint(&mut self, sequence: i64) {
-        self.next_hint = sequence;
+    /// Hints up to this sequence are there, whatever the file says of them: an earlier release said nothing.
+    pub fn note_hints(&mut self, upto: i64) {
+        self.next_hint = self.next_hint.max(upto + 1);
+    }
+
+    /// How far it has come.
+    pub fn reached(&self) -> Reached {
+        Reached { row: self.last(), hint: self.next_hint - 1 }
     }
 
     /// The sequence of the last row.
@@ -316,6 +326,7 @@ impl CommitLog {
     }
 
     fn write_hints(&mut self, batch: &[Request], committed: &mut Committed) -> rusqlite::Result<()> {
+        let first = self.next_hint;
         for request in batch {
             let change = match request {
                 Request::Apply { .. } => continue,
@@ -337,6 +348,10 @@ impl CommitLog {
             };
             self.unchecked_pages += pages(change.bytes() as usize);
             committed.hints.push(change);
+        }
+        if self.next_hint != first {
+            sqlite::set_meta(&self.connection, HINTED_UPTO, self.next_hint - 1)?;
+            self.unchecked_pages += 1;
         }
         Ok(())
     }

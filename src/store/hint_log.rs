@@ -1,7 +1,7 @@
 //! Hints in log.db: mutations kept for servers that were absent, in the same transactions as the log.
 //!
-//! A hint has a sequence of its own, rising over all targets, never used twice while the server runs; handed over,
-//! hints of a target are in that order. Delivered hints are deleted in any order, so gaps mean nothing here. Therefore
+//! A hint has a sequence of its own, rising over all targets, never used twice; handed over, hints of a target are in that
+//! order. Delivered hints are deleted in any order, so gaps mean nothing here. Therefore
 //! a start has SQLite check the structure of this table, and checks every hint's checksum itself.
 //!
 //! Not here: when to keep a hint and when to deliver it (`coordinator`, `handoff`).

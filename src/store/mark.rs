@@ -1,4 +1,5 @@
-//! `log.mark`: the sequence of a row that certainly was committed. A log that ends before it has lost its end.
+//! `log.mark`: the sequences of a row and of a hint that certainly were committed. A log that ends before them has lost
+//! its end.
 //!
 //! SQLite takes a write-ahead log up to its first bad frame; if the last commits are damaged or cut off, nothing in the
 //! two files tells that from a power cut in the middle of a commit. This file does: it is written after each commit, in
@@ -13,8 +14,17 @@ use crate::config::Durability;
 
 const FILE: &str = "log.mark";
 
-/// Sequence (8 bytes) · durability (1) · checksum (4).
-const BYTES: usize = 13;
+/// Sequence of the row (8 bytes) · of the hint (8) · durability (1) · checksum (4).
+const BYTES: usize = 21;
+
+/// How far a log certainly went.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Reached {
+    /// The sequence of the last row that was ever committed.
+    pub row: i64,
+    /// Of the last hint that was ever committed, delivered or not.
+    pub hint: i64,
+}
 
 /// The file, open.
 pub(super) struct Mark {
@@ -38,9 +48,15 @@ impl Mark {
         }
     }
 
-    /// The sequence it names; `None` if it names none or was torn by a power cut.
-    pub(super) fn read(&self) -> Option<i64> {
-        self.read_all().map(|(sequence, _)| sequence)
+    /// The file as it is, to be read; `None` if there is none.
+    pub(super) fn look(dir: &Path) -> Option<Mark> {
+        let file = File::open(dir.join(FILE)).ok()?;
+        Some(Mark { file, durability: Durability::PowerLoss, failed: false })
+    }
+
+    /// What it names; `None` if it names nothing or was torn by a power cut.
+    pub(super) fn read(&self) -> Option<Reached> {
+        self.read_all().map(|(reached, _)| reached)
     }
 
     /// The durability under which the log was last written; `otherwise` if that is not known.
@@ -48,11 +64,11 @@ impl Mark {
         self.read_all().map_or(otherwise, |(_, durability)| durability)
     }
 
-    /// From now on the log is written under `durability`, and has rows up to `sequence`. Synced, for what follows relies
-    /// on it. `None`, and a warning, if that fails.
-    pub(super) fn begin(mut self, sequence: i64, durability: Durability) -> Option<Mark> {
+    /// From now on the log is written under `durability`, and has come this far. Synced, for what follows relies on it.
+    /// `None`, and a warning, if that fails.
+    pub(super) fn begin(mut self, reached: Reached, durability: Durability) -> Option<Mark> {
         self.durability = durability;
-        self.write(sequence);
+        self.write(reached);
         match self.file.sync() {
             Ok(()) => Some(self),
             Err(error) => {
@@ -64,13 +80,14 @@ impl Mark {
         }
     }
 
-    /// Names a sequence that is committed.
-    pub(super) fn write(&mut self, sequence: i64) {
+    /// Names what is committed.
+    pub(super) fn write(&mut self, reached: Reached) {
         let mut bytes = [0; BYTES];
-        bytes[..8].copy_from_slice(&sequence.to_be_bytes());
-        bytes[8] = u8::from(self.durability == Durability::PowerLoss);
-        let sum = crc32fast::hash(&bytes[..9]);
-        bytes[9..].copy_from_slice(&sum.to_be_bytes());
+        bytes[..8].copy_from_slice(&reached.row.to_be_bytes());
+        bytes[8..16].copy_from_slice(&reached.hint.to_be_bytes());
+        bytes[16] = u8::from(self.durability == Durability::PowerLoss);
+        let sum = crc32fast::hash(&bytes[..17]);
+        bytes[17..].copy_from_slice(&sum.to_be_bytes());
         if let Err(error) = self.file.write(&bytes)
             && !std::mem::replace(&mut self.failed, true)
         {
@@ -78,16 +95,18 @@ impl Mark {
         }
     }
 
-    fn read_all(&self) -> Option<(i64, Durability)> {
+    fn read_all(&self) -> Option<(Reached, Durability)> {
         let mut bytes = [0; BYTES];
         self.file.read(&mut bytes).ok()?;
-        let (named, sum) = bytes.split_last_chunk::<4>().expect("thirteen bytes");
+        let (named, sum) = bytes.split_last_chunk::<4>().expect("twenty-one bytes");
         if crc32fast::hash(named).to_be_bytes() != *sum {
             return None;
         }
-        let (sequence, durability) = named.split_first_chunk::<8>().expect("nine bytes");
+        let (row, rest) = named.split_first_chunk::<8>().expect("seventeen bytes");
+        let (hint, durability) = rest.split_first_chunk::<8>().expect("nine bytes");
+        let reached = Reached { row: i64::from_be_bytes(*row), hint: i64::from_be_bytes(*hint) };
         let durability = if durability == [1] { Durability::PowerLoss } else { Durability::ProcessCrash };
-        Some((i64::from_be_bytes(*sequence), durability))
+        Some((reached, durability))
     }
 }
 
@@ -100,12 +119,12 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let mut mark = Mark::open(&Disk::real(), dir.path()).unwrap();
         assert_eq!(mark.read(), None);
-        mark.write(7);
-        mark.write(8);
+        mark.write(Reached { row: 7, hint: 0 });
+        mark.write(Reached { row: 8, hint: 3 });
         let mark = Mark::open(&Disk::real(), dir.path()).unwrap();
-        assert_eq!(mark.read(), Some(8));
+        assert_eq!(mark.read(), Some(Reached { row: 8, hint: 3 }));
         assert_eq!(mark.promised(Durability::ProcessCrash), Durability::PowerLoss);
-        let mark = mark.begin(9, Durability::ProcessCrash).unwrap();
+        let mark = mark.begin(Reached { row: 9, hint: 3 }, Durability::ProcessCrash).unwrap();
         assert_eq!(mark.promised(Durability::PowerLoss), Durability::ProcessCrash);
         std::fs::write(dir.path().join(FILE), [1; BYTES]).unwrap();
         assert_eq!(mark.read(), None);

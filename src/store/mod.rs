@@ -62,7 +62,7 @@ use commit_log::CommitLog;
 use drive::{Arrivals, Bell, Driven};
 use flush::Flusher;
 use health::Health;
-use mark::Mark;
+use mark::{Mark, Reached};
 use memtable::{Memory, Memtable};
 use queue::{Queue, Request};
 use view::View;
@@ -158,29 +158,26 @@ impl Store {
         let started = Instant::now();
         let mark = Mark::open(&disk, dir);
         let promised = mark.as_ref().map_or(config.durability, |mark| mark.promised(config.durability));
-        wal_check::refuse_damage(&disk, &dir.join(base::FILE))?;
-        if promised == Durability::PowerLoss {
-            wal_check::refuse_damage(&disk, &dir.join(commit_log::FILE))?;
-        }
+        check_write_ahead_logs(&disk, dir, promised)?;
         let mut base = base::open(dir, config, &disk)?;
         let log_created = base.log_created()?;
         let (mut log, _) = CommitLog::open(dir, config, &disk, !log_created)?;
         check_base_is_not_older(base.base().path(), base.flushed_upto(), log.flushed_upto())?;
         let hints = hint_log::check_all(log.connection(), log.path())?;
-        log.set_next_hint(hints.largest_sequence + 1);
+        log.note_hints(hints.largest_sequence);
 
         let (active, rows_replayed) =
             log.recover(config.memtable_bytes_max, &mut progress, |table, upto| {
                 flush::flush_at_start(&mut base, &table, config.flush_transaction_cells, upto)
             })?;
         if !log_created {
-            check_base_is_not_new(&base, &log, hints.largest_sequence)?;
+            check_base_is_not_new(&base, &log)?;
             base.note_log_created()?;
         }
         check_log_is_not_older(&base, &mut log, promised)?;
-        check_log_reaches_its_mark(&mark, &log, promised)?;
+        check_log_reaches_its_mark(&mark, log.path(), log.reached(), promised)?;
         log.settle()?;
-        let mark = mark.and_then(|mark| mark.begin(log.last(), config.durability));
+        let mark = mark.and_then(|mark| mark.begin(log.reached(), config.durability));
 
         let flushed = base.base().largest();
         let largest = Some(flushed).max(active.largest()).max(hints.largest_stamp);
@@ -426,6 +423,15 @@ fn start_workers(
     })
 }
 
+/// Before SQLite opens them: what it would take for the end of a write-ahead log may be damage in the middle of it.
+fn check_write_ahead_logs(disk: &Disk, dir: &Path, durability: Durability) -> Result<(), OpenError> {
+    wal_check::refuse_damage(disk, &dir.join(base::FILE))?;
+    match durability {
+        Durability::PowerLoss => wal_check::refuse_damage(disk, &dir.join(commit_log::FILE)),
+        Durability::ProcessCrash => Ok(()), // a power cut may tear several commits
+    }
+}
+
 /// The log has forgotten what data.db held; an older data.db does not hold it.
 fn check_base_is_not_older(base: &Path, held_upto: i64, forgotten_upto: i64) -> Result<(), OpenError> {
     if held_upto >= forgotten_upto {
@@ -439,8 +445,8 @@ fn check_base_is_not_older(base: &Path, held_upto: i64, forgotten_upto: i64) -> 
 }
 
 /// data.db is created before log.db, so a new one beside a log with content has replaced another.
-fn check_base_is_not_new(base: &BaseWriter, log: &CommitLog, hints: i64) -> Result<(), OpenError> {
-    if log.last() == 0 && hints == 0 {
+fn check_base_is_not_new(base: &BaseWriter, log: &CommitLog) -> Result<(), OpenError> {
+    if log.reached() == Reached::default() {
         return Ok(());
     }
     Err(OpenError::damaged(base.base().path(), "it is new, but log.db has been written to: it was deleted"))
@@ -449,16 +455,20 @@ fn check_base_is_not_new(base: &BaseWriter, log: &CommitLog, hints: i64) -> Resu
 /// A log that ends before its mark was cut off or damaged at its end.
 fn check_log_reaches_its_mark(
     mark: &Option<Mark>,
-    log: &CommitLog,
+    log: &Path,
+    reached: Reached,
     durability: Durability,
 ) -> Result<(), OpenError> {
-    let marked = mark.as_ref().and_then(Mark::read).unwrap_or(0);
-    if log.last() >= marked {
+    let marked = mark.as_ref().and_then(Mark::read).unwrap_or_default();
+    let what = if reached.row < marked.row {
+        format!("it ends at sequence {}, but rows up to {} were committed to it", reached.row, marked.row)
+    } else if reached.hint < marked.hint {
+        format!("its hints end at {}, but hints up to {} were committed to it", reached.hint, marked.hint)
+    } else {
         return Ok(());
-    }
-    let what = format!("it ends at sequence {}, but rows up to {marked} were committed to it", log.last());
+    };
     match durability {
-        Durability::PowerLoss => Err(OpenError::damaged(log.path(), what)),
+        Durability::PowerLoss => Err(OpenError::damaged(log, what)),
         Durability::ProcessCrash => {
             log::warn!("log.db: {what}; a power cut does that with durability = \"process-crash\"");
             Ok(())

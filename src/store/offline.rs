@@ -1,7 +1,8 @@
 //! Looking into the directory of a stopped server without changing its files.
 //!
 //! log.db and data.db and their write-ahead logs are only read; SQLite may leave an index (`-shm`) beside them. The
-//! rows that are not flushed yet are held in memory, at most a few memtables of them.
+//! rows that are not flushed yet are held in memory, at most a few memtables of them. What a start would refuse as damaged
+//! is refused here too: better nothing than an older state of it.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -11,12 +12,13 @@ use super::base::Base;
 use super::commit_log;
 use super::disk::Disk;
 use super::hint_log::{self, HintTotals};
+use super::mark::{Mark, Reached};
 use super::memtable::{Memory, Memtable};
 use super::replay;
 use super::sqlite::{self, OpenError, StoreError};
 use super::view::{Digest, Page, View};
 use crate::answer::NodeId;
-use crate::config::Config;
+use crate::config::{Config, Durability};
 
 /// The store of a stopped server.
 pub struct Offline {
@@ -28,6 +30,10 @@ pub struct Offline {
 impl Offline {
     /// Opens the directory to read it. Only the store's limits in `config` matter.
     pub fn open(dir: &Path, config: &Config, disk: &Disk) -> Result<Offline, OpenError> {
+        let mark = Mark::look(dir);
+        let promised =
+            mark.as_ref().map_or(Durability::ProcessCrash, |mark| mark.promised(Durability::ProcessCrash));
+        super::check_write_ahead_logs(disk, dir, promised)?;
         let (base, held_upto) = Base::open_to_read(dir, config, disk)?;
         let path = dir.join(commit_log::FILE);
         let log = sqlite::open_to_read(disk, &path, &commit_log::FORMAT, config.base_cache_bytes, 0)?;
@@ -35,6 +41,9 @@ impl Offline {
         let (cells, flushed_upto) = replay::read_all(&log, &path, &mut |_| {})?;
         super::check_base_is_not_older(base.path(), held_upto, flushed_upto)?;
         let rows = cells.len() as u64;
+        let hinted_upto = sqlite::meta(&log, &path, commit_log::HINTED_UPTO)?.unwrap_or(0);
+        let reached = Reached { row: flushed_upto + rows as i64, hint: hinted_upto };
+        super::check_log_reaches_its_mark(&mark, &path, reached, promised)?;
         let memory = Memory { active: Memtable::from_unsorted(cells), ..Memory::default() };
         Ok(Offline { view: View { memory: RwLock::new(memory), base: base.into() }, hints, rows })
     }

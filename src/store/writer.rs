@@ -110,7 +110,7 @@ impl Writer {
 
     fn committed(&mut self, batch: Vec<Request>, committed: Committed) {
         if let Some(mark) = &mut self.mark {
-            mark.write(self.log.last());
+            mark.write(self.log.reached());
         }
         self.shared.log_last.store(self.log.last(), Atomic::Relaxed);
         self.shared.log_first.store(self.log.first(), Atomic::Relaxed);

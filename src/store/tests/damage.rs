@@ -246,6 +246,52 @@ async fn a_write_ahead_log_cut_behind_the_mark_is_refused() {
     assert!(refused.to_string().contains("rows up to 10 were committed"), "{refused}");
 }
 
+/// The same for hints, of which nothing else tells how many there were.
+#[tokio::test]
+async fn hints_that_are_cut_off_the_write_ahead_log_are_missed() {
+    let dir = directory();
+    let (store, _) = open(dir.path(), &Config::default());
+    for number in 0..3 {
+        hint(&store, 2, kv("key", value(number, "v")), 5).await.unwrap();
+    }
+    let sequences = store.hints(NodeId(2), 1, 10_000).unwrap().iter().map(|hint| hint.sequence).collect();
+    forget(&store, 2, sequences).await;
+    let image = copy_of(dir.path());
+    let wal = image.path().join("log.db-wal");
+    let bytes = std::fs::read(&wal).unwrap();
+    drop(open(image.path(), &Config::default())); // whole, with a delivered hint, it opens
+
+    let cut = bytes.len() - bytes.len() / 2;
+    let image = copy_of(dir.path());
+    std::fs::write(image.path().join("log.db-wal"), &bytes[..cut]).unwrap();
+    let refused = try_open(image.path(), &Config::default(), Drive::Thread).err().expect("hints are gone");
+    assert!(refused.to_string().contains("hints up to 3 were committed"), "{refused}");
+}
+
+/// Somebody who looks at a stopped server's files is not shown an older state of them as if it were the last one.
+#[tokio::test]
+async fn a_look_at_a_write_ahead_log_that_is_cut_or_damaged_is_refused() {
+    let dir = directory();
+    let (store, _) = open(dir.path(), &Config::default());
+    for number in 0..10 {
+        apply_all(&store, [kv("key", value(number, "v"))]).await;
+    }
+    let image = copy_of(dir.path());
+    let looked = |image: &TempDir| offline::Offline::open(image.path(), &Config::default(), &Disk::real());
+    assert_eq!(looked(&image).unwrap().log_rows(), 10);
+
+    let wal = std::fs::read(image.path().join("log.db-wal")).unwrap();
+    std::fs::write(image.path().join("log.db-wal"), &wal[..wal.len() - 100]).unwrap();
+    let refused = looked(&image).err().expect("the last row is gone").to_string();
+    assert!(refused.contains("rows up to 10 were committed"), "{refused}");
+
+    let mut flipped = wal.clone();
+    flipped[wal.len() / 2] ^= 1;
+    std::fs::write(image.path().join("log.db-wal"), flipped).unwrap();
+    let refused = looked(&image).err().expect("half of the rows are gone").to_string();
+    assert!(refused.contains("lie behind a frame that fails its checksum"), "{refused}");
+}
+
 /// What a power cut takes from a log of `process-crash` is no damage, even if the setting is changed afterwards.
 #[tokio::test]
 async fn a_log_of_process_crash_may_end_before_its_mark() {
