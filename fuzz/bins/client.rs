@@ -1,0 +1,2 @@
+#![no_main]
+tetrachord_fuzz::fuzz!("client");
