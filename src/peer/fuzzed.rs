@@ -10,7 +10,7 @@ use super::calls::Asked;
 use super::frame::{self, Inbox};
 use super::greeting::check_welcome;
 use super::link::{Ended, Link};
-use super::{Identity, Standpoint, peer_read};
+use super::{Identity, Standpoint, read_request};
 use crate::answer::{Answer, Answers, ApplyAnswer, Failure, NodeId, ReadAnswer};
 use crate::clock::Clock;
 use crate::config::Config;
@@ -52,7 +52,7 @@ pub async fn hear(mut stream: &[u8], frame_bytes_max: usize) -> Heard {
     let to = reads.expect(link.node);
     ask(&link, Asked::Read { at: tokio::time::Instant::now(), to }, |sequence, out| {
         let slice = Slice::single(KV_TABLE, Bytes::from_static(b"k"));
-        frame::write_call::<Read>(sequence, &peer_read(link.me.epoch, &slice), out);
+        frame::write_call::<Read>(sequence, &read_request(link.me.epoch, &slice), out);
     });
 
     let mut inbox = Inbox::new(frame_bytes_max);

@@ -26,8 +26,8 @@ pub trait Files: Send + Sync {
     /// Opens a file that is there, to read it from its beginning.
     fn open(&self, path: &Path) -> io::Result<Box<dyn Read>>;
 
-    /// Opens a file to read and write, making it if there is none.
-    fn open_plain(&self, path: &Path) -> io::Result<Box<dyn PlainFile>>;
+    /// Opens a small file: to read and write, making it if there is none, or only to read.
+    fn open_plain(&self, path: &Path, to_write: bool) -> io::Result<Box<dyn PlainFile>>;
 }
 
 /// A small file that is not SQLite's.
@@ -75,14 +75,15 @@ impl Disk {
         }
     }
 
-    /// Opens a file to read and write, making it if there is none.
-    pub(super) fn open_plain(&self, path: &Path) -> io::Result<Box<dyn PlainFile>> {
+    /// Opens a small file: to read and write, making it if there is none, or only to read.
+    pub(super) fn open_plain(&self, path: &Path, to_write: bool) -> io::Result<Box<dyn PlainFile>> {
         match &self.simulated {
             None => {
-                let file = File::options().read(true).write(true).create(true).truncate(false).open(path)?;
+                let mut how = File::options();
+                let file = how.read(true).write(to_write).create(to_write).truncate(false).open(path)?;
                 Ok(Box::new(file))
             }
-            Some(files) => files.open_plain(path),
+            Some(files) => files.open_plain(path, to_write),
         }
     }
 

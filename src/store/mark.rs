@@ -37,7 +37,7 @@ pub(super) struct Mark {
 impl Mark {
     /// Opens the file of a data directory, making it if there is none. `None`, and a warning, if that cannot be done.
     pub(super) fn open(disk: &Disk, dir: &Path) -> Option<Mark> {
-        match disk.open_plain(&dir.join(FILE)) {
+        match disk.open_plain(&dir.join(FILE), true) {
             Ok(file) => Some(Mark { file, durability: Durability::PowerLoss, failed: false }),
             Err(error) => {
                 log::warn!(
@@ -49,8 +49,8 @@ impl Mark {
     }
 
     /// The file as it is, to be read; `None` if there is none.
-    pub(super) fn look(dir: &Path) -> Option<Mark> {
-        let file = File::open(dir.join(FILE)).ok()?;
+    pub(super) fn look(disk: &Disk, dir: &Path) -> Option<Mark> {
+        let file = disk.open_plain(&dir.join(FILE), false).ok()?;
         Some(Mark { file, durability: Durability::PowerLoss, failed: false })
     }
 

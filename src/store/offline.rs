@@ -30,7 +30,7 @@ pub struct Offline {
 impl Offline {
     /// Opens the directory to read it. Only the store's limits in `config` matter.
     pub fn open(dir: &Path, config: &Config, disk: &Disk) -> Result<Offline, OpenError> {
-        let mark = Mark::look(dir);
+        let mark = Mark::look(disk, dir);
         let promised =
             mark.as_ref().map_or(Durability::ProcessCrash, |mark| mark.promised(Durability::ProcessCrash));
         super::check_write_ahead_logs(disk, dir, promised)?;

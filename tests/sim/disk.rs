@@ -231,7 +231,7 @@ impl Handle {
         state.check(self.incarnation)?;
         state.counts.writes += 1;
         if state.burns() {
-            let part = state.random.usize(..=bytes.len());
+            let part = whole_sectors(at, state.random.usize(..=bytes.len()));
             state.file(&self.name)?.write(at, &bytes[..part]);
             return Err(DiskError::Dead);
         }
@@ -242,7 +242,7 @@ impl Handle {
         }
         let one_in = state.trouble.failing_writes;
         if state.fails(one_in) {
-            let part = state.random.usize(..=bytes.len());
+            let part = whole_sectors(at, state.random.usize(..=bytes.len()));
             state.file(&self.name)?.write(at, &bytes[..part]);
             return Err(DiskError::Failed);
         }
@@ -371,6 +371,11 @@ fn put(file: &mut Vec<u8>, at: usize, bytes: &[u8]) {
         file.resize(at + bytes.len(), 0);
     }
     file[at..at + bytes.len()].copy_from_slice(bytes);
+}
+
+/// How much of a write of `bytes` at `at` is done when it ends early: no sector is written in part.
+fn whole_sectors(at: usize, bytes: usize) -> usize {
+    ((at + bytes) / SECTOR_BYTES * SECTOR_BYTES).saturating_sub(at)
 }
 
 /// Of a write that was under way some sectors are on the disk.

@@ -54,10 +54,15 @@ pub enum Fault {
 }
 
 impl Fault {
-    /// With `process-crash` durability a power cut may take acknowledged writes: that is what it says.
+    /// With `process-crash` durability a power cut may take the end of the log, and nobody can tell that from damage
+    /// there: that is what it says.
     fn without_power_loss(&mut self) {
-        if let Fault::End { end, .. } | Fault::Fuse { end, .. } | Fault::EndAll { end, .. } = self {
-            *end = End::Kill;
+        match self {
+            Fault::End { end, .. } | Fault::Fuse { end, .. } | Fault::EndAll { end, .. } => *end = End::Kill,
+            Fault::Damage { node, down_ms } => {
+                *self = Fault::End { node: *node, end: End::Kill, down_ms: *down_ms }
+            }
+            _ => {}
         }
     }
 }

@@ -124,8 +124,8 @@ impl Files for SimVfs {
         self.disk.read_file(path)
     }
 
-    fn open_plain(&self, path: &Path) -> io::Result<Box<dyn PlainFile>> {
-        let handle = self.disk.open(self.incarnation, &path.to_string_lossy(), true).map_err(in_words)?;
+    fn open_plain(&self, path: &Path, to_write: bool) -> io::Result<Box<dyn PlainFile>> {
+        let handle = self.disk.open(self.incarnation, &path.to_string_lossy(), to_write).map_err(in_words)?;
         Ok(Box::new(Plain(handle)))
     }
 }

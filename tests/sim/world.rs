@@ -71,6 +71,9 @@ const WALL_START_US: i64 = 1_767_225_600_000_000;
 /// For phase 2, in simulated time: no bound of the configuration is longer than a few seconds.
 const QUIET_WITHIN: Duration = Duration::from_secs(60);
 
+/// So long nothing may change before it counts as quiet: a connection that lost its last messages is found out by then.
+const QUIET_FOR: Duration = Duration::from_secs(3);
+
 /// What a request may take past its deadline, when nothing held its server up.
 const DEADLINE_MARGIN: Duration = Duration::from_millis(500);
 
@@ -118,8 +121,8 @@ struct World {
     findings: RefCell<Vec<Finding>>,
     /// Outlive every connection.
     vfses: RefCell<Vec<Arc<SimVfs>>>,
-    /// Faults are over: who ends by a late fuse is started at once.
-    healing: RefCell<bool>,
+    /// How many writes were sent again with a newer stamp.
+    restamped: std::cell::Cell<u64>,
     writes: RefCell<u64>,
 }
 
@@ -167,7 +170,7 @@ impl World {
             last_us: RefCell::new(0),
             findings: RefCell::default(),
             vfses: RefCell::default(),
-            healing: RefCell::new(false),
+            restamped: Default::default(),
             writes: RefCell::new(0),
         })
     }
@@ -295,6 +298,7 @@ impl World {
         let Some(mut running) = running else { return };
         // Before the disk is gone: what did its readers see?
         let seen = all_cells(&running.core.store).ok();
+        self.count_restamped(&running.core.service);
         self.net.trace.say("ended", || format!("{node} ended: {end:?}"));
         self.net.close(node);
         running.peers.close();
@@ -304,6 +308,11 @@ impl World {
             place.disk.end(end);
             place.seen = seen.or(place.seen.take());
         });
+    }
+
+    fn count_restamped(&self, service: &Service) {
+        let more = service.stats.writes_restamped.get();
+        self.restamped.set(self.restamped.get() + more);
     }
 
     fn end_all(&self, end: End) {
@@ -439,14 +448,15 @@ impl World {
         let (whole, seen) = (disk.image(), self.place(node, |place| place.seen.clone()));
         let mut damaged = whole.clone();
         let mut random = fastrand::Rng::with_seed(self.plan.seed ^ 0xda_3a6e);
-        let mut files: Vec<&mut Vec<u8>> = damaged.values_mut().filter(|bytes| !bytes.is_empty()).collect();
+        let mut files: Vec<_> = damaged.iter_mut().filter(|(_, bytes)| !bytes.is_empty()).collect();
         if files.is_empty() {
             return self.start_node(node).await;
         }
-        let file = random.usize(..files.len());
+        let (name, bytes) = &mut files.swap_remove(random.usize(..files.len()));
         for _ in 0..random.u8(1..=3) {
-            let at = random.usize(..files[file].len());
-            files[file][at] ^= 1 << random.u8(..8);
+            let at = random.usize(..bytes.len());
+            bytes[at] ^= 1 << random.u8(..8);
+            self.net.trace.say("damaged", || format!("a bit of byte {at} of {} in {name}", bytes.len()));
         }
         disk.restore(damaged);
         match self.try_start(node) {
@@ -462,7 +472,6 @@ impl World {
 
     /// Faults end.
     async fn heal(self: &Rc<Self>) {
-        *self.healing.borrow_mut() = true;
         self.net.heal();
         for node in self.ids() {
             self.place(node, |place| {
@@ -591,7 +600,20 @@ impl World {
                 }
             }
         }
-        if let Some(finding) = judge::judge(&self.plan, &self.history.borrow(), self.contents(), &self.ring) {
+        for node in self.ids() {
+            let (service, _) = self.service(node).expect("it was started");
+            self.count_restamped(&service);
+        }
+        let found = judge::judge(
+            &self.plan,
+            judge::Seen {
+                history: &self.history.borrow(),
+                contents: self.contents(),
+                ring: &self.ring,
+                sent_again: self.restamped.get() > 0,
+            },
+        );
+        if let Some(finding) = found {
             return self.find(&finding.rule, finding.story);
         }
         for key in [1_000_000, 1_000_001, 1_000_002] {
@@ -610,6 +632,7 @@ impl World {
     /// Until everybody sees everybody up and no hint is left.
     async fn until_quiet(&self) -> Result<(), String> {
         let deadline = Instant::now() + QUIET_WITHIN;
+        let mut quiet_since = Instant::now();
         loop {
             let mut waits = Vec::new();
             for node in self.ids() {
@@ -624,7 +647,10 @@ impl World {
                     hints.map(|(to, held)| format!("server {node} has {} hints for {to}", held.count)),
                 );
             }
-            if waits.is_empty() {
+            if !waits.is_empty() {
+                quiet_since = Instant::now();
+            }
+            if quiet_since.elapsed() > QUIET_FOR {
                 return Ok(());
             }
             if Instant::now() > deadline {
