@@ -26,10 +26,10 @@ for fault in "$@"; do
   rm -rf "${tree:?}"/*
   cp -r Cargo.toml Cargo.lock chord.thrift src tests examples "$tree/"
   [ ! -d benches ] || cp -r benches "$tree/"
-  (cd "$tree" && git apply --unsafe-paths --directory="" "$OLDPWD/tests/faults/$name.patch" 2>/dev/null ||
-    patch --quiet -p1 <"$OLDPWD/tests/faults/$name.patch") || { echo "$name: does not apply" >&2; exit 2; }
-  (cd "$tree" && CARGO_TARGET_DIR="$OLDPWD/target/faults/target" cargo test --quiet --locked --profile sim --test sim -- \
-    --seeds "$seeds" --whole --no-repeat) >"$tree/out" 2>"$tree/err" && caught=no || caught=yes
+  git apply --directory=target/faults/tree "tests/faults/$name.patch" || { echo "$name: does not apply" >&2; exit 2; }
+  caught=no
+  CARGO_TARGET_DIR=target/faults/target cargo test --quiet --locked --manifest-path "$tree/Cargo.toml" --profile sim \
+    --test sim -- --seeds "$seeds" --whole --no-repeat >"$tree/out" 2>"$tree/err" || caught=yes
   found=$(sed -n 's/^FAILED seed \([0-9]*\): \(.*\)/seed \1: \2/p' "$tree/out" | head -1)
   if [ "$caught" = yes ] && [ -n "$found" ]; then
     printf '%-32s %s\n' "$name" "$found"

@@ -17,6 +17,7 @@ mod judge;
 mod network;
 mod plan;
 mod shrink;
+mod signal;
 mod trace;
 mod vfs;
 mod world;

@@ -25,10 +25,11 @@ use tetrachord::slice::Slice;
 use tetrachord::thrift::chord::{PeerApply, PeerPing};
 use tetrachord::thrift::connection::{Answering, Service as _, Session};
 use tetrachord::thrift::method::{Call, Reply};
-use tokio::sync::{oneshot, watch};
+use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, sleep_until};
 
+use super::signal::Signal;
 use super::trace::Trace;
 
 /// How the network treats calls.
@@ -70,15 +71,22 @@ struct NetState {
 /// Where a server runs, or does not.
 struct Place {
     service: Option<Arc<Service>>,
-    /// Of the process that runs there, or ran last. Watched by those connected to it.
-    process: watch::Sender<u64>,
+    /// Of the process that runs there, or ran last.
+    process: u64,
+    /// Given when that process ends.
+    ended: Signal,
     /// It neither hears nor speaks until then.
     frozen_until: Instant,
 }
 
 impl Net {
     pub fn new(nodes: usize, seed: u64, weather: Weather, trace: Trace) -> Arc<Net> {
-        let place = || Place { service: None, process: watch::Sender::new(0), frozen_until: Instant::now() };
+        let place = || Place {
+            service: None,
+            process: 0,
+            ended: Signal::default(),
+            frozen_until: Instant::now(),
+        };
         let random = |a: usize, b: usize| {
             fastrand::Rng::with_seed(seed.wrapping_mul(1_000_003).wrapping_add((a * 64 + b) as u64))
         };
@@ -97,7 +105,8 @@ impl Net {
         let mut state = self.state();
         let place = &mut state.places[node.0 as usize];
         place.service = Some(service);
-        place.process.send_replace(process);
+        place.process = process;
+        place.ended = Signal::default();
     }
 
     /// The process of `node` has ended.
@@ -105,7 +114,7 @@ impl Net {
         let mut state = self.state();
         let place = &mut state.places[node.0 as usize];
         place.service = None;
-        place.process.send_modify(|process| *process += 1);
+        place.ended.give();
     }
 
     pub fn cut(&self, from: NodeId, to: NodeId, cut: bool) {
@@ -185,17 +194,14 @@ impl Net {
     fn service(&self, node: NodeId, process: u64) -> Option<Arc<Service>> {
         let state = self.state();
         let place = &state.places[node.0 as usize];
-        place.service.clone().filter(|_| *place.process.borrow() == process)
+        place.service.clone().filter(|_| place.process == process)
     }
 
-    fn process(&self, node: NodeId) -> Option<u64> {
+    /// The process that runs there, and what tells of its end.
+    fn process(&self, node: NodeId) -> Option<(u64, Signal)> {
         let state = self.state();
         let place = &state.places[node.0 as usize];
-        place.service.as_ref().map(|_| *place.process.borrow())
-    }
-
-    fn watch(&self, node: NodeId) -> watch::Receiver<u64> {
-        self.state().places[node.0 as usize].process.subscribe()
+        place.service.as_ref().map(|_| (place.process, place.ended.clone()))
     }
 
     fn state(&self) -> MutexGuard<'_, NetState> {
@@ -223,7 +229,10 @@ pub struct SimPeers {
 struct Connection {
     process: u64,
     session: Arc<Session>,
-    ended: watch::Sender<bool>,
+    /// The other side's process has ended.
+    gone: Signal,
+    /// It is used no more.
+    ended: Signal,
     under_way: AtomicUsize,
 }
 
@@ -257,7 +266,7 @@ impl SimPeers {
             task.abort();
         }
         for connection in std::mem::take(&mut *self.connections()).into_values() {
-            connection.ended.send_replace(true);
+            connection.ended.give();
         }
     }
 
@@ -282,12 +291,12 @@ impl SimPeers {
         }
         connection.under_way.fetch_add(1, Ordering::Relaxed);
         let reply = exchange(&self.net, self.me, node, &connection, call);
-        let mut ended = connection.ended.subscribe();
+        let ended = connection.ended.clone();
         tokio::spawn(async move {
             let outcome = tokio::select! {
                 biased;
                 Ok(reply) = reply => Ok(reply),
-                _ = ended.wait_for(|ended| *ended) => Err(Failure::ConnectionLost),
+                () = ended.given() => Err(Failure::ConnectionLost),
                 () = sleep(within) => Err(Failure::TimedOut),
             };
             connection.under_way.fetch_sub(1, Ordering::Relaxed);
@@ -379,7 +388,6 @@ async fn link(peers: Weak<SimPeers>, net: Arc<Net>, me: NodeId, node: NodeId) {
                 continue;
             }
         };
-        let mut process = net.watch(node);
         match peers.upgrade() {
             Some(peers) => peers.connections().insert(node, connection.clone()),
             None => return,
@@ -387,7 +395,7 @@ async fn link(peers: Weak<SimPeers>, net: Arc<Net>, me: NodeId, node: NodeId) {
         note(Event::Connected { generation });
         let ended = {
             let gone = async {
-                let _ = process.wait_for(|process| *process != connection.process).await;
+                connection.gone.given().await;
                 // The other side's system says so, if that can come through.
                 if net.carry(node, me).await { "connection reset" } else { pending().await }
             };
@@ -401,7 +409,7 @@ async fn link(peers: Weak<SimPeers>, net: Arc<Net>, me: NodeId, node: NodeId) {
         if let Some(peers) = peers.upgrade() {
             peers.connections().remove(&node);
         }
-        connection.ended.send_replace(true);
+        connection.ended.give();
         if let Some(why) = ended {
             note(Event::Lost { why: why.to_owned() });
             let pause = sleep(Duration::from_millis(5));
@@ -434,7 +442,7 @@ async fn dial(
         if !net.carry(me, node).await {
             return pending().await;
         }
-        let Some(process) = net.process(node) else {
+        let Some((process, gone)) = net.process(node) else {
             return match net.carry(node, me).await {
                 true => Err("connection refused".to_owned()),
                 false => pending().await,
@@ -444,7 +452,8 @@ async fn dial(
         let connection = Arc::new(Connection {
             process,
             session,
-            ended: watch::Sender::new(false),
+            gone,
+            ended: Signal::default(),
             under_way: AtomicUsize::new(0),
         });
         let hello = {
@@ -487,12 +496,12 @@ async fn converse(
             heartbeat_at = Instant::now() + config.heartbeat();
             let (clock, members) = (peers.standpoint.clock.clone(), peers.standpoint.members.clone());
             let ping = Call::Ping(PeerPing::new(clock.latest().0));
-            let mut ended = connection.ended.subscribe();
+            let ended = connection.ended.clone();
             let pong = exchange(net, me, node, connection, ping);
             tokio::spawn(async move {
                 let pong = tokio::select! {
                     biased;
-                    _ = ended.wait_for(|ended| *ended) => return,
+                    () = ended.given() => return,
                     pong = pong => pong,
                 };
                 if let Ok(Reply::Ping(Ok(pong))) = pong {

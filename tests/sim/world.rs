@@ -26,7 +26,6 @@ use tetrachord::store::{Disk, Drive, Store};
 use tetrachord::thrift::chord::{self, GetRequest, PutRequest, RemoveRequest};
 use tetrachord::thrift::connection::{Answering, Service as _, Session};
 use tetrachord::thrift::method::{Call, Refusal, Reply};
-use tokio::sync::watch;
 use tokio::task::{JoinHandle, LocalSet};
 use tokio::time::{Instant, sleep};
 
@@ -34,6 +33,7 @@ use super::disk::{End, SimDisk, Trouble};
 use super::judge;
 use super::network::{Net, SimPeers};
 use super::plan::{Fault, Plan, Step, What};
+use super::signal::Signal;
 use super::trace::Trace;
 use super::vfs::SimVfs;
 
@@ -142,7 +142,7 @@ struct Place {
 struct Running {
     core: Core,
     peers: Arc<SimPeers>,
-    ended: watch::Sender<bool>,
+    ended: Signal,
 }
 
 impl World {
@@ -217,10 +217,10 @@ impl World {
         look(&mut self.places.borrow_mut()[node.0 as usize])
     }
 
-    fn service(&self, node: NodeId) -> Option<(Arc<Service>, watch::Receiver<bool>)> {
+    fn service(&self, node: NodeId) -> Option<(Arc<Service>, Signal)> {
         self.place(node, |place| {
             let running = place.running.as_ref()?;
-            Some((running.core.service.clone(), running.ended.subscribe()))
+            Some((running.core.service.clone(), running.ended.clone()))
         })
     }
 
@@ -288,7 +288,7 @@ impl World {
         let (core, peers) = started.map_err(|error| error.to_string())?;
         self.net.open(node, process, core.service.clone());
         self.net.trace.say("started", || format!("{node} started"));
-        place.running = Some(Running { core, peers, ended: watch::Sender::new(false) });
+        place.running = Some(Running { core, peers, ended: Signal::default() });
         Ok(())
     }
 
@@ -303,7 +303,7 @@ impl World {
         self.net.close(node);
         running.peers.close();
         running.core.end_background();
-        running.ended.send_replace(true);
+        running.ended.give();
         self.place(node, |place| {
             place.disk.end(end);
             place.seen = seen.or(place.seen.take());
@@ -523,7 +523,7 @@ impl World {
     async fn step(&self, client: u32, session: &Arc<Session>, via: NodeId, step: &Step) -> Option<Told> {
         let (asked, call) = self.call_of(client, step);
         self.net.thawed(via).await;
-        let (service, mut ended) = self.service(via)?;
+        let (service, ended) = self.service(via)?;
         let began_us = self.now_us();
         let began = Instant::now();
         let answering = service.call(session, call);
@@ -533,7 +533,7 @@ impl World {
             Answering::Later(reply) => tokio::select! {
                 biased;
                 reply = reply => Some(reply.0),
-                _ = ended.wait_for(|ended| *ended) => None,
+                () = ended.given() => None,
             },
         };
         self.net.thawed(via).await;
