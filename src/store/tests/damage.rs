@@ -373,6 +373,29 @@ async fn a_flipped_byte_in_the_base_is_never_served() {
     assert!(reported > 150, "{reported} of 300 reported");
 }
 
+/// A page in another's place has good checksums, but its keys do not belong there: a walk through them says so.
+#[tokio::test]
+async fn pages_of_the_base_that_changed_places_are_refused() {
+    const PAGE_BYTES: usize = 8192;
+    const INDEX_LEAF: u8 = 0x0a; // https://sqlite.org/fileformat2.html#b_tree_pages
+    let dir = closed_and_flushed().await;
+    let good = std::fs::read(dir.path().join("data.db")).unwrap();
+    let full_leaf = |page: &usize| {
+        let header = &good[page * PAGE_BYTES..][..5];
+        header[0] == INDEX_LEAF && u16::from_be_bytes([header[3], header[4]]) > 20
+    };
+    let leaves: Vec<usize> = (1..good.len() / PAGE_BYTES).filter(full_leaf).collect();
+    let mut bad = good.clone();
+    for (to, from) in [(leaves[0], leaves[1]), (leaves[1], leaves[0])] {
+        let page = &good[from * PAGE_BYTES..][..PAGE_BYTES];
+        bad[to * PAGE_BYTES..][..PAGE_BYTES].copy_from_slice(page);
+    }
+    std::fs::write(dir.path().join("data.db"), bad).unwrap();
+    let (store, _) = open(dir.path(), &tiny());
+    let error = store.page(&[], &[], 10_000).expect_err("it is out of order").to_string();
+    assert!(error.contains("are out of order"), "{error}");
+}
+
 /// Places spread over the whole file, the header among them.
 fn positions(len: usize, count: usize) -> Vec<usize> {
     let spread = (0..count).map(|index| (index * 2_654_435_761) % len);

@@ -22,7 +22,7 @@ use super::thrift::{BYTES_EACH, read_as_each};
 use super::{Input, Run, Seeds, Target, memory, samples};
 
 pub const CLIENT: Target =
-    Target { name: "client", start, input_bytes_max: 4_096, rounds: 300, seeds: client_seeds };
+    Target { name: "client", start, input_bytes_max: 4_096, rounds: 600, seeds: client_seeds };
 
 /// What is typed. Each is one call at least.
 const LINES: [&str; 7] =

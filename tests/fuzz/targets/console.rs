@@ -9,7 +9,7 @@ pub const CONSOLE: Target = Target {
     name: "console",
     start: || Box::new(console),
     input_bytes_max: 2_000,
-    rounds: 20_000,
+    rounds: 40_000,
     seeds: console_seeds,
 };
 

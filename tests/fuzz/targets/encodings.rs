@@ -8,13 +8,13 @@ use tetrachord::mutation::Mutation;
 use super::{Input, Seeds, Target, memory};
 
 pub const KEY: Target =
-    Target { name: "key", start: || Box::new(key), input_bytes_max: 600, rounds: 60_000, seeds: key_seeds };
+    Target { name: "key", start: || Box::new(key), input_bytes_max: 600, rounds: 120_000, seeds: key_seeds };
 
 pub const MUTATION: Target = Target {
     name: "mutation",
     start: || Box::new(mutation),
     input_bytes_max: 2_000,
-    rounds: 40_000,
+    rounds: 80_000,
     seeds: mutation_seeds,
 };
 

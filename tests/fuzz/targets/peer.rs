@@ -19,7 +19,7 @@ pub const PEER: Target = Target {
     name: "peer",
     start: || Box::new(peer),
     input_bytes_max: 4_096,
-    rounds: 6_000,
+    rounds: 15_000,
     seeds: peer_seeds,
 };
 

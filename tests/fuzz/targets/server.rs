@@ -20,7 +20,7 @@ use tokio::runtime::Runtime;
 use super::{Run, Seeds, Target, scratch, thrift};
 
 pub const SERVER: Target =
-    Target { name: "server", start, input_bytes_max: 4_096, rounds: 300, seeds: server_seeds };
+    Target { name: "server", start, input_bytes_max: 4_096, rounds: 600, seeds: server_seeds };
 
 /// Longer than any deadline of the server's.
 const HANG: Duration = Duration::from_secs(20);

@@ -12,7 +12,7 @@ pub const NODES: Target = Target {
     name: "nodes",
     start: || Box::new(nodes),
     input_bytes_max: 2_000,
-    rounds: 20_000,
+    rounds: 40_000,
     seeds: nodes_seeds,
 };
 
@@ -20,7 +20,7 @@ pub const CONFIG: Target = Target {
     name: "config",
     start: || Box::new(config),
     input_bytes_max: 16_000,
-    rounds: 1_000,
+    rounds: 2_000,
     seeds: config_seeds,
 };
 

@@ -18,7 +18,7 @@ pub const CALLS: Target = Target {
     name: "calls",
     start: || Box::new(calls),
     input_bytes_max: 4_096,
-    rounds: 6_000,
+    rounds: 15_000,
     seeds: call_seeds,
 };
 
@@ -26,7 +26,7 @@ pub const REPLIES: Target = Target {
     name: "replies",
     start: || Box::new(replies),
     input_bytes_max: 4_096,
-    rounds: 4_000,
+    rounds: 10_000,
     seeds: reply_seeds,
 };
 
