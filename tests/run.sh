@@ -57,6 +57,8 @@ main() {
   install_clients
   begin "clients in other languages"
   other_languages
+  begin "simulated network"
+  simulated_network
   begin "nothing is left behind"
   nothing_left
 }
@@ -161,6 +163,13 @@ other_languages() {
   export NODE_PATH="$interop/node_modules"
   "$python" tests/interop/run.py --bin "$target/debug" | tee "$scratch/interop.log"
   passed=$((passed + $(sed -n 's/^\([0-9]*\) passed, 0 failed$/\1/p' "$scratch/interop.log")))
+}
+
+# Last of the tests: until the programs are linked again, those under target/debug have sockets that reach nobody.
+simulated_network() {
+  cargo test --locked --features turmoil --test turmoil -- --nocapture 2>&1 | tee "$scratch/turmoil.log"
+  passed=$((passed + $(sed -n 's/^test result: ok\. \([0-9]*\) passed.*/\1/p' "$scratch/turmoil.log")))
+  cargo build --locked --bins
 }
 
 # No server that the tests started, no directory of theirs.

@@ -45,6 +45,14 @@ pub struct NodeOptions {
     pub data: PathBuf,
 }
 
+/// What a node runs on, beside the network (`net`) and its directory.
+pub struct Machine {
+    /// Stamps and wall time.
+    pub clock: Arc<Clock>,
+    /// How its files are worked on.
+    pub drive: Drive,
+}
+
 /// Why a node did not start. What it had stored before is untouched.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
@@ -85,6 +93,13 @@ pub struct Node {
 impl Node {
     /// Starts a server and returns when it answers. Must be called inside a tokio runtime; replay blocks its thread.
     pub async fn start(options: NodeOptions) -> Result<Node, StartError> {
+        let clock = Arc::new(Clock::machine(options.config.test_clock_offset_ms));
+        Node::start_on(Machine { clock, drive: Drive::Thread }, options).await
+    }
+
+    /// The same on a machine that may be simulated.
+    pub async fn start_on(machine: Machine, options: NodeOptions) -> Result<Node, StartError> {
+        let Machine { clock, drive } = machine;
         let NodeOptions { config, nodes, id, data } = options;
         let config = Arc::new(config);
         let own = nodes.address(id).expect("the caller picked a server of the list").clone();
@@ -96,7 +111,6 @@ impl Node {
             Ok(Directory::lock(&data)?)
         });
         let directory = directory.await?;
-        let clock = Arc::new(Clock::machine(config.test_clock_offset_ms));
         let remembered = identity::claim(&data, &config, &nodes, id, clock.wall_us())?;
         let options = CoreOptions {
             config: config.clone(),
@@ -106,7 +120,7 @@ impl Node {
             earlier_wall_us: remembered.generation,
             data: data.clone(),
             disk: Disk::real(),
-            drive: Drive::Thread,
+            drive,
             clock,
         };
         let (core, links) = Core::start(options, |standpoint| Links::start(standpoint, &nodes, &config))?;
