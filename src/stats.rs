@@ -152,6 +152,10 @@ stats! {
         commits
         /// Transactions of the commit log that failed.
         commits_failed
+        /// Transactions of data.db: what flushes write, in pieces.
+        flush_commits
+        /// Write-ahead logs copied into log.db or data.db, with an fsync of each of the two files.
+        checkpoints
         /// Memtables written to data.db.
         flushes
         /// Cells written to data.db.

@@ -324,15 +324,15 @@ impl BaseWriter {
         Ok(bytes)
     }
 
-    /// Copies the write-ahead log into the file if it has grown long enough.
-    pub fn checkpoint_if_due(&mut self) -> Result<(), StoreError> {
+    /// Copies the write-ahead log into the file if it has grown long enough. True if it did.
+    pub fn checkpoint_if_due(&mut self) -> Result<bool, StoreError> {
         if self.unchecked_bytes < self.checkpoint_bytes {
-            return Ok(());
+            return Ok(false);
         }
         sqlite::checkpoint(&self.connection, "PASSIVE")
             .map_err(|source| StoreError::reading(&self.base.path, source))?;
         self.unchecked_bytes = 0;
-        Ok(())
+        Ok(true)
     }
 
     /// Copies the write-ahead log into the file before it is closed, so that the file alone is complete.

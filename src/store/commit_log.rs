@@ -253,14 +253,14 @@ impl CommitLog {
         }
     }
 
-    /// Copies the write-ahead log into the database if it has grown long enough.
-    pub fn checkpoint_if_due(&mut self) -> rusqlite::Result<()> {
+    /// Copies the write-ahead log into the database if it has grown long enough. True if it did.
+    pub fn checkpoint_if_due(&mut self) -> rusqlite::Result<bool> {
         if self.unchecked_pages < self.checkpoint_pages {
-            return Ok(());
+            return Ok(false);
         }
         sqlite::checkpoint(&self.connection, "PASSIVE")?;
         self.unchecked_pages = 0;
-        Ok(())
+        Ok(true)
     }
 
     /// Notes the end of the log and copies the write-ahead log into the database, so that the file alone is complete.

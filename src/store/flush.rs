@@ -59,10 +59,12 @@ impl Flusher {
             Some(job.frozen.upto),
         )?;
         job.cells += step.cells;
-        self.base.checkpoint_if_due().or_else(|error| match fault_of(&error) {
-            Fault::Full | Fault::Busy => Ok(()), // the write-ahead log keeps it until there is space
+        let checkpointed = self.base.checkpoint_if_due().or_else(|error| match fault_of(&error) {
+            Fault::Full | Fault::Busy => Ok(false), // the write-ahead log keeps it until there is space
             Fault::Damaged | Fault::Other => Err(error),
         })?;
+        self.shared.stats.flush_commits.count();
+        self.shared.stats.checkpoints.add(u64::from(checkpointed));
         match step.next {
             Some(next) => {
                 job.next = next;

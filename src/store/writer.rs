@@ -121,13 +121,14 @@ impl Writer {
         let behind = self.merge(&batch);
         self.answer(batch, behind);
         self.freeze_if_full();
-        if let Err(source) = self.log.checkpoint_if_due() {
-            match sqlite::fault(&source) {
+        match self.log.checkpoint_if_due() {
+            Ok(done) => self.shared.stats.checkpoints.add(u64::from(done)),
+            Err(source) => match sqlite::fault(&source) {
                 Fault::Full | Fault::Busy => log::warn!("log.db keeps its write-ahead log for now: {source}"),
                 Fault::Damaged | Fault::Other => {
                     self.shared.latch(&format!("a checkpoint of log.db failed: {source}"));
                 }
-            }
+            },
         }
     }
 
