@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::sync::Semaphore;
 use tokio::task::{AbortHandle, JoinHandle};
 
 use crate::answer::NodeId;
@@ -26,6 +27,8 @@ pub(crate) enum Manner {
     HangUp,
     /// Reads it and says nothing.
     Silent,
+    /// Reads it and answers once there is a permit, which is given back. `stats` is answered at once.
+    Hold(Arc<Semaphore>),
     /// Answers with another sequence number.
     OutOfSequence,
     /// Answers with bytes that are no message.
@@ -238,6 +241,10 @@ async fn serve(mut stream: TcpStream, shared: Arc<Shared>) {
                 Manner::Serve => {}
                 Manner::HangUp => return,
                 Manner::Silent => continue,
+                Manner::Hold(ref gate) if call != Call::GetStats(()) => {
+                    drop(gate.acquire().await.unwrap());
+                }
+                Manner::Hold(_) => {}
                 Manner::OutOfSequence => sequence += 1,
                 Manner::Garbage => out.extend_from_slice(b"HTTP/1.1 400 Bad Request\r\n\r\n"),
                 Manner::Refuse(_) | Manner::Declines => {}

@@ -1,218 +1,239 @@
-//! A load of puts and gets, as many at once as asked for, and what it cost: operations a second and percentiles.
+//! The load tool: puts a cluster under load in the manner of YCSB and cassandra-stress, and says what that came to.
 //!
-//! Each connection is a client of its own that talks to one server; each has as many calls under way as asked for.
-//! Keys are drawn at random from a fixed set, so gets find what an earlier run has put.
+//! ```text
+//!   options ─► plan ─► run: pace (when?) · workload (what?) · keys (which?) ─► target: client or classic ─► servers
+//!                       │ windows, second by second (tally)
+//!                       ▼
+//!                     report ─► text · json · csv · page (chart) · compare
+//! ```
+//!
+//! What must always be true of a published number: no operation behind it failed (unless that was allowed), the warm-up
+//! is not in it, with a fixed rate a stall is in it, and the durability at which writes were acknowledged stands beside it.
 //!
 //! Not here: how a request travels (`client`).
 
-use std::fmt::Write as _;
-use std::sync::Arc;
+use std::path::Path;
 use std::time::Duration;
 
-use hdrhistogram::Histogram;
-use tokio::task::JoinSet;
+use anyhow::Context;
 use tokio::time::Instant;
 
-use crate::answer::NodeId;
-use crate::client::{Client, ClientError, ClientOptions};
+use crate::client::text;
 use crate::nodes::Nodes;
-use crate::thrift::chord::{GetRequest, Level, PutRequest};
 
-/// What to do to the cluster.
-#[derive(Clone, Debug)]
-pub struct Load {
-    /// Connections, spread over the servers.
-    pub connections: usize,
-    /// Calls under way at once on each.
-    pub outstanding: usize,
-    /// How long to measure.
-    pub duration: Duration,
-    /// Of 100 operations, how many are puts; the others are gets.
-    pub put_percent: u8,
-    /// Of every operation.
-    pub level: Level,
-    /// How many different keys, of 16 bytes each.
-    pub keys: u64,
-    /// Bytes of each value.
-    pub value_bytes: usize,
-    /// Put every key once, in order, instead of drawing at random for a time.
-    pub fill: bool,
-    /// Decides keys and kinds.
-    pub seed: u64,
+mod chart;
+mod classic;
+mod compare;
+mod keys;
+mod options;
+mod pace;
+mod page;
+mod report;
+mod run;
+mod servers;
+mod tally;
+mod target;
+#[cfg(test)]
+mod tests;
+mod workload;
+
+pub use compare::{Ratio, ratios};
+pub use keys::Order;
+pub use options::{End, Fill, Options, Plan, Sizes, WorkloadName, WrongUse};
+pub use page::page;
+pub use report::{Costs, ErrorCount, Figures, Load, Run, Second, ServerCosts};
+pub use workload::{Kind, Mix};
+
+use report::{Seen, Timeline};
+use run::Phase;
+use servers::{Cluster, Servers};
+
+/// Exit code of a run whose numbers are not published because operations failed.
+const FAILED: u8 = 1;
+
+/// Exit code of wrong use, and of a cluster that cannot be reached.
+const WRONG_USE: u8 = 2;
+
+/// Runs the tool to its end and returns the exit code.
+pub async fn run(options: &Options) -> u8 {
+    match run_to_end(options).await {
+        Ok(exit_code) => exit_code,
+        Err(error) => {
+            eprintln!("stress: {error:#}");
+            WRONG_USE
+        }
+    }
 }
 
-/// What a load came to.
-pub struct Report {
-    elapsed: Duration,
-    puts: Histogram<u64>,
-    gets: Histogram<u64>,
-    not_found: u64,
-    errors: Vec<(String, u64)>,
-    durability: String,
+async fn run_to_end(options: &Options) -> anyhow::Result<u8> {
+    let other = options.compare.as_deref().map(read_run).transpose()?;
+    let run = match &options.from {
+        Some(path) => read_run(path)?,
+        None => match measure(options).await? {
+            Some(run) => run,
+            None => return Ok(FAILED),
+        },
+    };
+    if !may_publish(&run, options) {
+        return Ok(FAILED);
+    }
+    publish(&run, other.as_ref(), options)?;
+    Ok(0)
 }
 
-/// What one caller saw.
-struct Tally {
-    puts: Histogram<u64>,
-    gets: Histogram<u64>,
-    not_found: u64,
-    errors: Vec<(String, u64)>,
+fn read_run(path: &Path) -> anyhow::Result<Run> {
+    let json = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+    Run::from_json(&json).map_err(anyhow::Error::msg).with_context(|| path.display().to_string())
 }
 
-/// Longest latency told apart, in microseconds.
-const LATENCY_MAX_US: u64 = 600_000_000;
+/// True if no operation failed, or that is allowed. If not, says why nothing is published.
+fn may_publish(run: &Run, options: &Options) -> bool {
+    let failures = run.failures();
+    if failures == 0 || options.allow_errors {
+        return true;
+    }
+    for error in &run.errors {
+        eprintln!("{error}");
+    }
+    let all = text::count(run.all.operations + failures);
+    eprintln!(
+        "stress: {} of {all} operations failed, so no numbers are published; --allow-errors publishes them all the same",
+        text::count(failures)
+    );
+    false
+}
 
-/// Kinds of error told apart; further ones are counted together.
-const ERROR_KINDS_MAX: usize = 10;
+fn publish(run: &Run, other: Option<&Run>, options: &Options) -> anyhow::Result<()> {
+    print!("{}", run.to_text());
+    if let Some(other) = other {
+        print!("\n{}", compare::to_text(run, other));
+    }
+    let write = |path: &Option<std::path::PathBuf>, content: &dyn Fn() -> String| match path {
+        None => Ok(()),
+        Some(path) => {
+            std::fs::write(path, content()).with_context(|| format!("cannot write {}", path.display()))
+        }
+    };
+    write(&options.json, &|| run.to_json())?;
+    write(&options.csv, &|| run.to_csv())?;
+    write(&options.plot, &|| page(run, other))
+}
 
-impl Load {
-    /// Runs the load against the servers of `nodes` that can be reached.
-    pub async fn run(self, nodes: &Nodes) -> anyhow::Result<Report> {
-        let durability = Client::new(nodes.clone(), ClientOptions::default()).describe().await?.durability;
-        let start = Instant::now();
-        let load = Arc::new(self);
-        let mut callers = JoinSet::new();
-        for connection in 0..load.connections {
-            let node = NodeId((connection % nodes.len()) as u32);
-            let client = Client::new(nodes.clone(), ClientOptions::default()).pin(node);
-            for caller in 0..load.outstanding {
-                let number = (connection * load.outstanding + caller) as u64;
-                callers.spawn(load.clone().call(client.clone(), number, start + load.duration));
+// ------------------------------------------------------------------------------------------------ measuring
+
+/// Does what the options ask for. `None`: the fill failed, and that was said.
+async fn measure(options: &Options) -> anyhow::Result<Option<Run>> {
+    let plan = options.plan()?;
+    let nodes = options.servers()?;
+    let servers = Servers::new(&nodes, plan.foreign).await;
+    let cluster = servers.describe().await;
+    if !options.quiet {
+        for (node, why) in &cluster.unreachable {
+            eprintln!("server {node}: {why}");
+        }
+    }
+    if cluster.unreachable.len() == nodes.len() {
+        anyhow::bail!("no server answers; is the cluster started? (./server.sh)");
+    }
+    let ground = Ground { options, plan: &plan, nodes: &nodes, servers: &servers, cluster: &cluster };
+    if plan.fill != Fill::No {
+        let filled = ground.phase(true, || Phase::fill(&plan)).await?;
+        if plan.fill == Fill::Only {
+            return Ok(Some(filled));
+        }
+        if !may_publish(&filled, options) {
+            return Ok(None);
+        }
+        let (keys, rate) = (text::count(filled.all.operations), filled.all.per_second.round() as u64);
+        let durability = &filled.durability;
+        println!(
+            "{keys} keys put in {:.1} s, {} a second, {durability}",
+            filled.elapsed_s,
+            text::count(rate)
+        );
+        if filled.interrupted {
+            anyhow::bail!("ended before the workload began");
+        }
+    }
+    ground.phase(false, Phase::workload(&plan)).await.map(Some)
+}
+
+/// What a phase runs on.
+struct Ground<'a> {
+    options: &'a Options,
+    plan: &'a Plan,
+    nodes: &'a Nodes,
+    servers: &'a Servers,
+    cluster: &'a Cluster,
+}
+
+impl Ground<'_> {
+    /// Runs one phase; `prepare` makes it, and its time begins when it is made.
+    async fn phase(&self, fill: bool, prepare: impl FnOnce() -> Phase) -> anyhow::Result<Run> {
+        let warm_up = if fill { Duration::ZERO } else { self.plan.warm_up };
+        let early = if warm_up.is_zero() { Some(self.look().await) } else { None };
+        let began = text::second_utc(crate::clock::machine_wall_us().div_euclid(1_000_000));
+        let phase = prepare();
+        let pace = phase.pace.clone();
+        if !self.options.quiet {
+            let end = if fill { "all keys once".to_owned() } else { report::end_text(self.plan) };
+            eprintln!("{}: {end}", if fill { "fill" } else { "run" });
+        }
+        let mut timeline = Timeline::new(warm_up.as_secs());
+        let mut show = |stretch: run::Stretch| {
+            if !self.options.quiet && stretch.length >= Duration::from_millis(100) {
+                eprintln!("{}", report::progress(&stretch, warm_up.as_secs()));
             }
-        }
-        let mut all = Tally::new();
-        while let Some(tally) = callers.join_next().await {
-            all.add(&tally?);
-        }
-        Ok(Report {
-            elapsed: start.elapsed(),
-            puts: all.puts,
-            gets: all.gets,
-            not_found: all.not_found,
-            errors: all.errors,
-            durability: durability.unwrap_or_default(),
-        })
+            timeline.add(stretch);
+        };
+        let before = async {
+            match early {
+                Some(before) => before,
+                None => {
+                    tokio::time::sleep_until(pace.measure_from()).await;
+                    self.look().await
+                }
+            }
+        };
+        let running = async { tokio::join!(run::run(self.plan, &phase, self.nodes, &mut show), before) };
+        let ((end, before), interrupted) = until_told_to_stop(running, || pace.stop()).await;
+        let end: Instant = end.context("the load could not be run")?;
+        let after = self.look().await;
+        let (total, series) = timeline.finish();
+        Ok(Run::new(Seen {
+            plan: self.plan,
+            fill,
+            nodes: self.nodes,
+            cluster: self.cluster,
+            name: self.options.name.clone().unwrap_or_else(|| default_name(self.plan, fill)),
+            began,
+            interrupted,
+            elapsed: end.saturating_duration_since(pace.measure_from()),
+            total: &total,
+            series,
+            before,
+            after,
+        }))
     }
 
-    /// One caller: one call after the other until the end.
-    async fn call(self: Arc<Self>, client: Client, number: u64, end: Instant) -> Tally {
-        let mut random = fastrand::Rng::with_seed(self.seed.wrapping_add(number));
-        let mut tally = Tally::new();
-        let callers = (self.connections * self.outstanding) as u64;
-        let mut next = number;
-        loop {
-            let began = Instant::now();
-            let done = if self.fill { next >= self.keys } else { began >= end };
-            if done {
-                return tally;
-            }
-            let key = if self.fill { next } else { random.u64(..self.keys) };
-            next += callers;
-            if self.fill || random.u8(..100) < self.put_percent {
-                let outcome = self.put(&client, key, &mut random).await;
-                tally.put(began.elapsed(), outcome);
-            } else {
-                let request = GetRequest::new(key_bytes(key), self.level, None);
-                let outcome = client.get(&request).await.map(|got| got.value.is_some());
-                tally.get(began.elapsed(), outcome);
-            }
-        }
-    }
-
-    async fn put(&self, client: &Client, key: u64, random: &mut fastrand::Rng) -> Result<(), ClientError> {
-        let mut value = vec![0; self.value_bytes];
-        random.fill(&mut value);
-        client.put(&PutRequest::new(key_bytes(key), value, self.level, None, None, None)).await.map(|_| ())
+    async fn look(&self) -> (Vec<servers::State>, Option<servers::Process>) {
+        (self.servers.look().await, servers::own_process())
     }
 }
 
-/// 16 bytes, spread over the whole ring: the bytes of a byte-ordered partitioner decide the server.
-fn key_bytes(number: u64) -> Vec<u8> {
-    xxhash_rust::xxh3::xxh3_128(&number.to_be_bytes()).to_be_bytes().to_vec()
+/// Runs to the end; at Ctrl-C calls `stop` and waits for what is under way. True if that happened.
+async fn until_told_to_stop<T>(running: impl Future<Output = T>, stop: impl Fn()) -> (T, bool) {
+    let mut running = std::pin::pin!(running);
+    let mut told = std::pin::pin!(tokio::signal::ctrl_c());
+    tokio::select! {
+        biased;
+        done = &mut running => return (done, false),
+        _ = &mut told => stop(),
+    }
+    (running.await, true)
 }
 
-impl Tally {
-    fn new() -> Tally {
-        let histogram =
-            || Histogram::new_with_bounds(1, LATENCY_MAX_US, 3).expect("constant bounds are possible");
-        Tally { puts: histogram(), gets: histogram(), not_found: 0, errors: Vec::new() }
-    }
-
-    fn put(&mut self, took: Duration, outcome: Result<(), ClientError>) {
-        match outcome {
-            Ok(()) => self.puts.saturating_record(took.as_micros() as u64),
-            Err(error) => self.error(&error),
-        }
-    }
-
-    fn get(&mut self, took: Duration, outcome: Result<bool, ClientError>) {
-        match outcome {
-            Ok(found) => {
-                self.gets.saturating_record(took.as_micros() as u64);
-                self.not_found += u64::from(!found);
-            }
-            Err(error) => self.error(&error),
-        }
-    }
-
-    fn error(&mut self, error: &ClientError) {
-        self.count_error(error.to_string(), 1);
-    }
-
-    fn count_error(&mut self, text: String, times: u64) {
-        let kinds = self.errors.len();
-        match self.errors.iter_mut().find(|(known, _)| *known == text) {
-            Some((_, count)) => *count += times,
-            None if kinds < ERROR_KINDS_MAX => self.errors.push((text, times)),
-            None => self.errors[ERROR_KINDS_MAX - 1].1 += times,
-        }
-    }
-
-    fn add(&mut self, other: &Tally) {
-        self.puts.add(&other.puts).expect("equal bounds");
-        self.gets.add(&other.gets).expect("equal bounds");
-        self.not_found += other.not_found;
-        for (text, times) in &other.errors {
-            self.count_error(text.clone(), *times);
-        }
-    }
-}
-
-impl Report {
-    /// True if every operation succeeded.
-    pub fn is_clean(&self) -> bool {
-        self.errors.is_empty()
-    }
-
-    /// As a person reads it.
-    pub fn to_text(&self) -> String {
-        let mut text = format!("{:.1} s, durability {}\n", self.elapsed.as_secs_f64(), self.durability);
-        for (kind, latencies) in [("put", &self.puts), ("get", &self.gets)] {
-            if latencies.is_empty() {
-                continue;
-            }
-            let rate = latencies.len() as f64 / self.elapsed.as_secs_f64();
-            let ms = |percent: f64| latencies.value_at_percentile(percent) as f64 / 1000.0;
-            writeln!(
-                text,
-                "{kind}: {} operations, {rate:.0} a second; ms: mean {:.2}, p50 {:.2}, p95 {:.2}, p99 {:.2}, p99.9 {:.2}, max {:.2}",
-                latencies.len(),
-                latencies.mean() / 1000.0,
-                ms(50.0),
-                ms(95.0),
-                ms(99.0),
-                ms(99.9),
-                latencies.max() as f64 / 1000.0,
-            )
-            .expect("writing to memory cannot fail");
-        }
-        if self.not_found > 0 {
-            writeln!(text, "gets that found nothing: {}", self.not_found)
-                .expect("writing to memory cannot fail");
-        }
-        for (error, times) in &self.errors {
-            writeln!(text, "{times} errors: {error}").expect("writing to memory cannot fail");
-        }
-        text
-    }
+fn default_name(plan: &Plan, fill: bool) -> String {
+    let workload = if fill { "fill" } else { &plan.workload };
+    format!("{workload}, {}×{}", plan.connections, plan.outstanding)
 }
