@@ -1,0 +1,354 @@
+//! The small parts of a request, one by one, each beside something everybody knows: `cargo bench --bench micro`.
+//!
+//! Absolute times differ from machine to machine and from day to day, so each part is measured by turns with a yardstick
+//! that does the least work imaginable on the same bytes, keys or rows, and the table at the end gives the median of
+//! their ratios. divan's table before it gives the times.
+#![allow(missing_docs)]
+
+use std::collections::BTreeMap;
+use std::hint::black_box;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use divan::Bencher;
+use tetrachord::answer::{Answers, NodeId};
+use tetrachord::cell::{self, Cell, Content, Stamp};
+use tetrachord::config::Config;
+use tetrachord::key::{self, KV_TABLE};
+use tetrachord::mutation::Mutation;
+use tetrachord::ring::Ring;
+use tetrachord::store::{Disk, Drive, Store};
+use tetrachord::thrift::chord::{Level, PutRequest};
+use tetrachord::thrift::codec::{Protocol, read_message, write_call};
+use tetrachord::thrift::method::{Call, Put};
+use tetrachord::thrift::scan::{Bounds, Scanner};
+
+// The memtable is private to the store, and rightly so; its file needs nothing but `cell`.
+#[allow(dead_code, missing_docs)]
+#[path = "../src/store/memtable.rs"]
+mod memtable;
+
+/// Something to be done again and again.
+type Work = Box<dyn FnMut()>;
+
+/// A part and its yardstick.
+struct Pair {
+    part: &'static str,
+    yardstick: &'static str,
+    /// Operations that one call of the work does.
+    operations: u32,
+    of_part: fn() -> Work,
+    of_yardstick: fn() -> Work,
+}
+
+const PAIRS: &[Pair] = &[
+    pair("scan a put", "copy its bytes", 1, scan, copy_message),
+    pair("read a put", "copy its bytes", 1, read, copy_message),
+    pair("write a put", "copy its bytes", 1, write, copy_message),
+    pair("encode an engine key", "copy its bytes", 1, encode_key, copy_key),
+    pair("merge two cells", "compare two stamps", 1, merge, compare_stamps),
+    pair("look up a key's replicas", "range of a BTreeMap", 1, look_up, look_up_map),
+    pair("insert into the memtable", "insert into a BTreeMap", KEYS, insert, insert_map),
+    pair("merge into the memtable", "insert into a BTreeMap", KEYS, merge_in, merge_in_map),
+    pair("commit log, batch of 1", "bare SQLite insert", 1, append::<1>, sqlite::<1>),
+    pair("commit log, batch of 8", "bare SQLite insert", 8, append::<8>, sqlite::<8>),
+    pair("commit log, batch of 64", "bare SQLite insert", 64, append::<64>, sqlite::<64>),
+    pair("commit log, batch of 512", "bare SQLite insert", 512, append::<512>, sqlite::<512>),
+];
+
+const fn pair(
+    part: &'static str,
+    yardstick: &'static str,
+    operations: u32,
+    of_part: fn() -> Work,
+    of_yardstick: fn() -> Work,
+) -> Pair {
+    Pair { part, yardstick, operations, of_part, of_yardstick }
+}
+
+fn main() {
+    divan::main();
+    if std::env::args().skip(1).all(|argument| argument == "--bench") {
+        ratios();
+    }
+}
+
+fn names() -> impl Iterator<Item = &'static str> {
+    PAIRS.iter().map(|pair| pair.part)
+}
+
+fn named(name: &str) -> &'static Pair {
+    PAIRS.iter().find(|pair| pair.part == name).expect("names come from the table")
+}
+
+#[divan::bench(args = names(), max_time = 1)]
+fn part(bencher: Bencher<'_, '_>, name: &str) {
+    let pair = named(name);
+    bencher.counter(divan::counter::ItemsCount::new(pair.operations)).bench_local((pair.of_part)());
+}
+
+#[divan::bench(args = names(), max_time = 1)]
+fn yardstick(bencher: Bencher<'_, '_>, name: &str) {
+    let pair = named(name);
+    bencher.counter(divan::counter::ItemsCount::new(pair.operations)).bench_local((pair.of_yardstick)());
+}
+
+// ------------------------------------------------------------------------------------------------ ratios
+
+/// How long one sample takes, about.
+const SAMPLE: Duration = Duration::from_millis(5);
+const SAMPLES: usize = 41;
+
+fn ratios() {
+    println!("\n{:28} {:>12}   {:24} {:>12} {:>10}", "part", "ns", "yardstick", "ns", "ratio");
+    for pair in PAIRS {
+        let (mut part, mut yardstick) = ((pair.of_part)(), (pair.of_yardstick)());
+        let (part_calls, yardstick_calls) = (calls(&mut part), calls(&mut yardstick));
+        let mut samples = Vec::new();
+        for _ in 0..SAMPLES {
+            let per_operation = |took: Duration, calls: u32| {
+                took.as_secs_f64() * 1e9 / f64::from(calls) / f64::from(pair.operations)
+            };
+            let part_ns = per_operation(time(&mut part, part_calls), part_calls);
+            let yardstick_ns = per_operation(time(&mut yardstick, yardstick_calls), yardstick_calls);
+            samples.push((part_ns, yardstick_ns, part_ns / yardstick_ns));
+        }
+        let median = |of: fn(&(f64, f64, f64)) -> f64| {
+            let mut values: Vec<f64> = samples.iter().map(of).collect();
+            values.sort_by(f64::total_cmp);
+            values[values.len() / 2]
+        };
+        println!(
+            "{:28} {:>12.1}   {:24} {:>12.1} {:>10.2}",
+            pair.part,
+            median(|sample| sample.0),
+            pair.yardstick,
+            median(|sample| sample.1),
+            median(|sample| sample.2),
+        );
+    }
+}
+
+fn time(work: &mut Work, calls: u32) -> Duration {
+    let began = Instant::now();
+    (0..calls).for_each(|_| work());
+    began.elapsed()
+}
+
+/// How many calls fill a sample.
+fn calls(work: &mut Work) -> u32 {
+    let mut calls = 1;
+    while calls < 1 << 24 && time(work, calls) < SAMPLE {
+        calls *= 2;
+    }
+    calls
+}
+
+// ------------------------------------------------------------------------------------------------ messages
+
+fn put_request() -> PutRequest {
+    PutRequest::new(vec![7; 16], vec![8; 100], Level::QUORUM, None, None, None)
+}
+
+fn message() -> Vec<u8> {
+    let mut message = Vec::new();
+    write_call::<Put>(Protocol::Binary, 1, &put_request(), &mut message);
+    message
+}
+
+fn scan() -> Work {
+    let message = message();
+    let mut scanner = Scanner::new(Protocol::Binary, Bounds { bytes_max: 1 << 20, depth_max: 64 });
+    Box::new(move || {
+        assert_eq!(scanner.end(black_box(&message)), Ok(Some(message.len())));
+    })
+}
+
+fn read() -> Work {
+    let message = message();
+    Box::new(move || {
+        let call = read_message(Protocol::Binary, black_box(&message), 64, |header, input| {
+            Call::read(&header.name, input).map_err(|(error, _)| error)
+        });
+        assert!(matches!(call, Ok(Ok(Some(Call::Put(_))))));
+    })
+}
+
+fn write() -> Work {
+    let (request, mut out) = (put_request(), Vec::new());
+    Box::new(move || {
+        out.clear();
+        write_call::<Put>(Protocol::Binary, 1, black_box(&request), &mut out);
+        black_box(&out);
+    })
+}
+
+fn copy_message() -> Work {
+    let (message, mut out) = (message(), Vec::new());
+    Box::new(move || {
+        out.clear();
+        out.extend_from_slice(black_box(&message));
+        black_box(&out);
+    })
+}
+
+// ------------------------------------------------------------------------------------------------ keys and cells
+
+fn encode_key() -> Work {
+    let partition = [7, 0, 7, 7, 7, 7, 7, 7, 0, 7, 7, 7, 7, 7, 7, 7];
+    Box::new(move || {
+        black_box(key::encode(KV_TABLE, black_box(&partition), b""));
+    })
+}
+
+fn copy_key() -> Work {
+    let engine_key = key::encode(KV_TABLE, &[7; 16], b"");
+    Box::new(move || {
+        black_box(black_box(&engine_key).to_vec());
+    })
+}
+
+fn value_cell(stamp: i64) -> Cell {
+    Cell { stamp: Stamp(stamp), content: Content::Value(Bytes::from(vec![8; 100])) }
+}
+
+fn merge() -> Work {
+    let (older, newer) = (value_cell(1), value_cell(2));
+    Box::new(move || {
+        black_box(cell::merge(black_box(&older).clone(), black_box(&newer).clone()));
+    })
+}
+
+fn compare_stamps() -> Work {
+    let (older, newer) = (Stamp(1), Stamp(2));
+    Box::new(move || {
+        black_box(black_box(older).max(black_box(newer)));
+    })
+}
+
+fn look_up() -> Work {
+    let (ring, mut number) = (Ring::even(4, 3), 0);
+    Box::new(move || {
+        number += 1;
+        black_box(ring.replicas(&scattered(number)));
+    })
+}
+
+fn look_up_map() -> Work {
+    let ring = Ring::even(4, 3);
+    let owners: BTreeMap<[u8; 16], Vec<NodeId>> = ring
+        .ranges()
+        .iter()
+        .map(|range| (range.token[..].try_into().expect("even tokens are 16 bytes"), range.replicas.clone()))
+        .collect();
+    let mut number = 0;
+    Box::new(move || {
+        number += 1;
+        black_box(owners.range(scattered(number)..).next());
+    })
+}
+
+// ------------------------------------------------------------------------------------------------ the memtable
+
+const KEYS: u32 = 1_000;
+
+fn scattered(number: u32) -> [u8; 16] {
+    u128::from(number).wrapping_mul(0x9E37_79B9_7F4A_7C15_F39C_C060_5CED_C835).to_be_bytes()
+}
+
+fn packed(number: u32, stamp: i64) -> memtable::Packed {
+    let engine_key = key::encode(KV_TABLE, &scattered(number), b"");
+    (engine_key.into_boxed_slice(), memtable::pack(&value_cell(stamp)))
+}
+
+fn insert() -> Work {
+    Box::new(|| {
+        let mut memory = memtable::Memory::default();
+        (0..KEYS).for_each(|number| {
+            memory.merge(packed(number, 1));
+        });
+        black_box(memory.active.len());
+    })
+}
+
+fn insert_map() -> Work {
+    Box::new(|| {
+        let map: BTreeMap<Box<[u8]>, Box<[u8]>> = (0..KEYS).map(|number| packed(number, 1)).collect();
+        black_box(map.len());
+    })
+}
+
+fn merge_in() -> Work {
+    let (mut memory, mut stamp) = (memtable::Memory::default(), 0);
+    Box::new(move || {
+        stamp += 1;
+        (0..KEYS).for_each(|number| {
+            black_box(memory.merge(packed(number, stamp)));
+        });
+    })
+}
+
+fn merge_in_map() -> Work {
+    let (mut map, mut stamp) = (BTreeMap::new(), 0);
+    Box::new(move || {
+        stamp += 1;
+        (0..KEYS).for_each(|number| {
+            let (engine_key, cell) = packed(number, stamp);
+            black_box(map.insert(engine_key, cell));
+        });
+    })
+}
+
+// ------------------------------------------------------------------------------------------------ the log
+
+/// A batch of mutations through the store: queue, log thread, one fsync, memtable, answers.
+fn append<const BATCH: u32>() -> Work {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    let dir = tempfile::tempdir().expect("a directory");
+    let config = Config { memtable_bytes_max: 1 << 32, ..Config::default() };
+    let entered = runtime.enter();
+    let opened = Store::open(dir.path(), &config, Disk::real(), Drive::Thread, Arc::default(), |_| ());
+    drop(entered);
+    let (store, _) = opened.expect("a fresh directory opens");
+    let mut number = 0;
+    Box::new(move || {
+        let _ = &dir; // kept until the last batch
+        runtime.block_on(async {
+            let mut answers = Answers::default();
+            for _ in 0..BATCH {
+                number += 1;
+                let partition = Bytes::copy_from_slice(&scattered(number));
+                let mutation = Mutation::single(KV_TABLE, partition, value_cell(i64::from(number)));
+                store.apply(Arc::new(mutation), answers.expect(NodeId(0)));
+            }
+            while let Some(answer) = answers.next().await {
+                black_box(answer);
+            }
+        });
+    })
+}
+
+/// The same rows in one transaction, and nothing else.
+fn sqlite<const BATCH: u32>() -> Work {
+    let dir = tempfile::tempdir().expect("a directory");
+    let connection = rusqlite::Connection::open(dir.path().join("bare.db")).expect("a fresh file opens");
+    let set_up = "PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL; \
+                  CREATE TABLE log(sequence INTEGER PRIMARY KEY, key BLOB, value BLOB);";
+    connection.execute_batch(set_up).expect("a fresh file takes a table");
+    let mut number = 0;
+    Box::new(move || {
+        let _ = &dir; // kept until the last batch
+        let run = |sql: &str| connection.prepare_cached(sql)?.execute([]);
+        let mut batch = || -> rusqlite::Result<usize> {
+            run("BEGIN IMMEDIATE")?;
+            let mut insert = connection.prepare_cached("INSERT INTO log(key, value) VALUES (?1, ?2)")?;
+            for _ in 0..BATCH {
+                number += 1;
+                insert.execute((&scattered(number)[..], &[8u8; 100][..]))?;
+            }
+            run("COMMIT")
+        };
+        batch().expect("the file takes rows");
+    })
+}

@@ -1,0 +1,413 @@
+//! How fast could it be? A bare replicated log with the same promise as a QUORUM write and nothing else.
+//!
+//! A process for each node, three copies, two of three acknowledge. Each mutation is a row in SQLite at
+//! `synchronous=FULL`, and is acknowledged after the fsync of the transaction it is in; a transaction holds what arrived
+//! during the last one. Frames over TCP; no Thrift, no stamps, no hints, no deadlines, no reads: whatever Tetrachord does
+//! beyond this costs something, and the ratio of the two says how much.
+//!
+//! ```text
+//!   client ─ PUT ─► coordinator ─ APPLY ─► replicas: log thread, one transaction for all that waited ─ ACK ─► 2 of 3 ─ ACK ─► client
+//! ```
+//!
+//! `benches/ratio.sh` runs it beside a real cluster. By hand: `ceiling serve --id 0 --nodes nodes.txt --data DIR` for each
+//! line of nodes.txt, then `ceiling load --nodes nodes.txt --connections 64`. It is no store: nodes do not recover, and a
+//! lost connection ends the process.
+#![allow(missing_docs)]
+
+use std::cell::{Cell, RefCell};
+use std::collections::{BTreeMap, HashMap};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+use std::sync::{Arc, Condvar, Mutex};
+use std::time::{Duration, Instant};
+
+use bytes::{Buf, Bytes, BytesMut};
+use clap::Parser;
+use hdrhistogram::Histogram;
+use tetrachord::nodes::{Address, Nodes};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::tcp::OwnedReadHalf;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Notify, mpsc};
+use tokio::task::{LocalSet, spawn_local};
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc; // as in the server
+
+/// A bare replicated log, to hold Tetrachord against
+#[derive(Parser)]
+enum Command {
+    /// Be one node, until killed
+    Serve {
+        #[arg(long)]
+        id: usize,
+        #[arg(long)]
+        nodes: PathBuf,
+        #[arg(long)]
+        data: PathBuf,
+    },
+    /// Write as fast as the nodes acknowledge
+    Load {
+        #[arg(long)]
+        nodes: PathBuf,
+        #[arg(long, default_value_t = 64)]
+        connections: usize,
+        #[arg(long, default_value_t = 1)]
+        outstanding: usize,
+        #[arg(long, default_value_t = 1_000_000)]
+        keys: u64,
+        #[arg(long, default_value_t = 100)]
+        value_bytes: usize,
+        #[arg(long, default_value_t = 10)]
+        seconds: u64,
+        #[arg(long, default_value_t = 2)]
+        warm_up: u64,
+    },
+}
+
+const COPIES: usize = 3;
+const QUORUM: usize = 2;
+const KEY_BYTES: usize = 16;
+
+/// Kinds of frames: length (4 bytes, of what follows), kind, number (8 bytes), key and value.
+const PUT: u8 = 1;
+const APPLY: u8 = 2;
+const ACK: u8 = 3;
+const HEAD_BYTES: usize = 4 + 1 + 8;
+
+fn main() -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let local = LocalSet::new();
+    match Command::parse() {
+        Command::Serve { id, nodes, data } => {
+            local.block_on(&runtime, serve(id, &Nodes::load(&nodes)?, &data))
+        }
+        Command::Load { nodes, connections, outstanding, keys, value_bytes, seconds, warm_up } => {
+            let load = Rc::new(Load {
+                outstanding,
+                keys,
+                value: vec![b'v'; value_bytes],
+                from: Instant::now() + Duration::from_secs(warm_up),
+                until: Instant::now() + Duration::from_secs(warm_up + seconds),
+                latencies: RefCell::new(Histogram::new_with_bounds(1, 600_000_000, 3)?),
+            });
+            local.block_on(&runtime, load.run(&Nodes::load(&nodes)?, connections))
+        }
+    }
+}
+
+// ------------------------------------------------------------------------------------------------ frames
+
+fn frame(kind: u8, number: u64, body: &[&[u8]], out: &mut Vec<u8>) {
+    let body_bytes: usize = body.iter().map(|part| part.len()).sum();
+    out.extend_from_slice(&((HEAD_BYTES - 4 + body_bytes) as u32).to_be_bytes());
+    out.push(kind);
+    out.extend_from_slice(&number.to_be_bytes());
+    body.iter().for_each(|part| out.extend_from_slice(part));
+}
+
+/// Waits for bytes, then shows every whole frame among them.
+async fn read_frames(
+    reader: &mut OwnedReadHalf,
+    inbox: &mut BytesMut,
+    mut each: impl FnMut(u8, u64, Bytes),
+) -> io::Result<()> {
+    inbox.reserve(64 * 1024);
+    if reader.read_buf(inbox).await? == 0 {
+        return Err(io::ErrorKind::UnexpectedEof.into());
+    }
+    while let Some(len) = inbox.first_chunk::<4>().map(|len| u32::from_be_bytes(*len) as usize) {
+        if inbox.len() < 4 + len {
+            break;
+        }
+        let mut frame = inbox.split_to(4 + len).freeze();
+        frame.advance(4);
+        let (kind, number) = (frame.get_u8(), frame.get_u64());
+        each(kind, number, frame);
+    }
+    Ok(())
+}
+
+/// Bytes on their way to one connection: all that gathered while other tasks had their turn leave in one write.
+#[derive(Clone, Default)]
+struct Outbox(Rc<(RefCell<Vec<u8>>, Notify)>);
+
+impl Outbox {
+    fn send(&self, kind: u8, number: u64, body: &[u8]) {
+        frame(kind, number, &[body], &mut self.0.0.borrow_mut());
+        self.0.1.notify_one();
+    }
+
+    async fn write_all(self, mut writer: tokio::net::tcp::OwnedWriteHalf) -> io::Result<()> {
+        loop {
+            self.0.1.notified().await;
+            tokio::task::yield_now().await;
+            let bytes = self.0.0.take();
+            writer.write_all(&bytes).await?;
+        }
+    }
+}
+
+// ------------------------------------------------------------------------------------------------ the node
+
+/// Who waits for a row: a write coordinated here, or a frame on a connection.
+#[derive(Clone, Copy)]
+enum Origin {
+    Here(u64),
+    Connection(usize, u64),
+}
+
+/// What waits for the log thread.
+#[derive(Default)]
+struct Queue {
+    rows: Mutex<Vec<(Origin, Bytes)>>,
+    ring: Condvar,
+}
+
+/// A write under way.
+struct Write {
+    client: usize,
+    number: u64,
+    acknowledged: usize,
+}
+
+struct Node {
+    id: usize,
+    nodes: usize,
+    queue: Arc<Queue>,
+    /// Rows that came since the log thread was last given some.
+    arrived: RefCell<Vec<(Origin, Bytes)>>,
+    arrivals: Notify,
+    peers: Vec<Outbox>,
+    connections: RefCell<Vec<Outbox>>,
+    writes: RefCell<HashMap<u64, Write>>,
+    next: Cell<u64>,
+}
+
+async fn serve(id: usize, nodes: &Nodes, data: &Path) -> anyhow::Result<()> {
+    let address = nodes.addresses().get(id).expect("--id is a line of --nodes").clone();
+    let listener = TcpListener::bind((address.host.as_str(), address.port)).await?;
+    let (tell, mut committed) = mpsc::unbounded_channel();
+    let queue = Arc::new(Queue::default());
+    let log = open_log(data)?;
+    let thread = std::thread::Builder::new().name("log".to_owned());
+    let logged = queue.clone();
+    thread.spawn(move || write_log(log, &logged, &tell))?;
+    let node = Rc::new(Node {
+        id,
+        nodes: nodes.len(),
+        queue,
+        arrived: RefCell::default(),
+        arrivals: Notify::new(),
+        peers: vec![(); nodes.len()].into_iter().map(|()| Outbox::default()).collect(),
+        connections: RefCell::default(),
+        writes: RefCell::default(),
+        next: Cell::new(0),
+    });
+    for (peer, address) in nodes.addresses().iter().enumerate().filter(|(peer, _)| *peer != id) {
+        spawn_local(node.clone().link(peer, address.clone()));
+    }
+    spawn_local(node.clone().feed_log());
+    println!("ready");
+    loop {
+        tokio::select! {
+            biased;
+            batch = committed.recv() => batch.expect("the log thread never ends").into_iter().for_each(|origin| node.logged(origin)),
+            accepted = listener.accept() => { spawn_local(node.clone().connection(accepted?.0)); }
+        }
+    }
+}
+
+impl Node {
+    /// The connection to another node: applies go out, acknowledgements come in.
+    async fn link(self: Rc<Self>, peer: usize, address: Address) {
+        let stream = loop {
+            match TcpStream::connect((address.host.as_str(), address.port)).await {
+                Ok(stream) => break stream,
+                Err(_) => tokio::time::sleep(Duration::from_millis(50)).await, // it is not up yet
+            }
+        };
+        stream.set_nodelay(true).expect("a fresh socket takes options");
+        let (mut reader, writer) = stream.into_split();
+        spawn_local(self.peers[peer].clone().write_all(writer));
+        let mut inbox = BytesMut::new();
+        while read_frames(&mut reader, &mut inbox, |_, number, _| self.acknowledged(number)).await.is_ok() {}
+        std::process::exit(1); // without its peers it is no node
+    }
+
+    /// A connection from a client or another node.
+    async fn connection(self: Rc<Self>, stream: TcpStream) {
+        stream.set_nodelay(true).expect("a fresh socket takes options");
+        let (mut reader, writer) = stream.into_split();
+        let outbox = Outbox::default();
+        let own = self.connections.borrow().len();
+        self.connections.borrow_mut().push(outbox.clone());
+        let writing = spawn_local(outbox.write_all(writer));
+        let mut inbox = BytesMut::new();
+        let mut each = |kind, number, body: Bytes| match kind {
+            PUT => self.coordinate(own, number, &body),
+            _ => self.log(Origin::Connection(own, number), body),
+        };
+        while read_frames(&mut reader, &mut inbox, &mut each).await.is_ok() {}
+        writing.abort();
+    }
+
+    fn coordinate(&self, client: usize, number: u64, body: &Bytes) {
+        let write = self.next.get();
+        self.next.set(write + 1);
+        self.writes.borrow_mut().insert(write, Write { client, number, acknowledged: 0 });
+        let owner = usize::from(body[0]) * self.nodes / 256;
+        for replica in (0..COPIES.min(self.nodes)).map(|step| (owner + step) % self.nodes) {
+            if replica == self.id {
+                self.log(Origin::Here(write), body.clone());
+            } else {
+                self.peers[replica].send(APPLY, write, body);
+            }
+        }
+    }
+
+    fn log(&self, origin: Origin, body: Bytes) {
+        self.arrived.borrow_mut().push((origin, body));
+        self.arrivals.notify_one();
+    }
+
+    /// Hands the log thread what has come, once all sockets that are ready were read.
+    async fn feed_log(self: Rc<Self>) {
+        loop {
+            self.arrivals.notified().await;
+            tokio::task::yield_now().await;
+            let mut arrived = self.arrived.borrow_mut();
+            self.queue.rows.lock().expect("no panic while it is held").append(&mut arrived);
+            self.queue.ring.notify_one();
+        }
+    }
+
+    fn logged(&self, origin: Origin) {
+        match origin {
+            Origin::Here(write) => self.acknowledged(write),
+            Origin::Connection(connection, number) => {
+                self.connections.borrow()[connection].send(ACK, number, &[]);
+            }
+        }
+    }
+
+    fn acknowledged(&self, number: u64) {
+        let mut writes = self.writes.borrow_mut();
+        let write = writes.get_mut(&number).expect("kept until every replica has acknowledged");
+        write.acknowledged += 1;
+        if write.acknowledged == QUORUM.min(self.nodes) {
+            self.connections.borrow()[write.client].send(ACK, write.number, &[]);
+        }
+        if write.acknowledged == COPIES.min(self.nodes) {
+            writes.remove(&number);
+        }
+    }
+}
+
+fn open_log(data: &Path) -> anyhow::Result<rusqlite::Connection> {
+    std::fs::create_dir_all(data)?;
+    let log = rusqlite::Connection::open(data.join("ceiling.db"))?;
+    log.pragma_update_and_check(None, "journal_mode", "WAL", |row| row.get::<_, String>(0))?;
+    log.pragma_update(None, "synchronous", "FULL")?;
+    log.execute_batch("CREATE TABLE IF NOT EXISTS log(sequence INTEGER PRIMARY KEY, key BLOB, value BLOB)")?;
+    Ok(log)
+}
+
+/// Commits all that waits in one transaction, keeps it in memory, and only then tells whom it came from.
+fn write_log(log: rusqlite::Connection, queue: &Queue, tell: &mpsc::UnboundedSender<Vec<Origin>>) {
+    let run = |sql: &str| log.prepare_cached(sql).and_then(|mut statement| statement.execute([]));
+    let mut memory: BTreeMap<Bytes, Bytes> = BTreeMap::new();
+    loop {
+        let rows = queue.rows.lock().expect("no panic while it is held");
+        let mut rows =
+            queue.ring.wait_while(rows, |rows| rows.is_empty()).expect("no panic while it is held");
+        let batch = std::mem::take(&mut *rows);
+        drop(rows);
+        let write = || -> rusqlite::Result<()> {
+            run("BEGIN IMMEDIATE")?;
+            let mut insert = log.prepare_cached("INSERT INTO log(key, value) VALUES (?1, ?2)")?;
+            for (_, body) in &batch {
+                insert.execute((&body[..KEY_BYTES], &body[KEY_BYTES..]))?;
+            }
+            run("COMMIT").map(|_| ())
+        };
+        write().expect("the log takes a transaction");
+        let keep = |(origin, body): (Origin, Bytes)| {
+            memory.insert(body.slice(..KEY_BYTES), body.slice(KEY_BYTES..));
+            origin
+        };
+        if tell.send(batch.into_iter().map(keep).collect()).is_err() {
+            return;
+        }
+    }
+}
+
+// ------------------------------------------------------------------------------------------------ the load
+
+struct Load {
+    outstanding: usize,
+    keys: u64,
+    value: Vec<u8>,
+    from: Instant,
+    until: Instant,
+    latencies: RefCell<Histogram<u64>>,
+}
+
+impl Load {
+    async fn run(self: Rc<Self>, nodes: &Nodes, connections: usize) -> anyhow::Result<()> {
+        let each = |number: usize| {
+            let address = nodes.addresses()[number % nodes.len()].clone();
+            spawn_local(self.clone().connection(address, fastrand::Rng::with_seed(number as u64)))
+        };
+        for connection in (0..connections).map(each).collect::<Vec<_>>() {
+            connection.await??;
+        }
+        let latencies = self.latencies.borrow();
+        let ms = |quantile: f64| latencies.value_at_quantile(quantile) as f64 / 1000.0;
+        println!(
+            "{:.0} a second, power-loss; ms: mean {:.3}, p50 {:.3}, p99 {:.3}, p99.9 {:.3}, max {:.3}",
+            latencies.len() as f64 / (self.until - self.from).as_secs_f64(),
+            latencies.mean() / 1000.0,
+            ms(0.5),
+            ms(0.99),
+            ms(0.999),
+            latencies.max() as f64 / 1000.0,
+        );
+        Ok(())
+    }
+
+    /// One connection: as many writes under way as asked for, each acknowledgement followed by the next write.
+    async fn connection(self: Rc<Self>, address: Address, mut random: fastrand::Rng) -> io::Result<()> {
+        let stream = TcpStream::connect((address.host.as_str(), address.port)).await?;
+        stream.set_nodelay(true)?;
+        let (mut reader, mut writer) = stream.into_split();
+        let mut began = vec![Instant::now(); self.outstanding];
+        let (mut outbox, mut inbox) = (Vec::new(), BytesMut::new());
+        let mut put = |slot: u64, outbox: &mut Vec<u8>| {
+            let key = xxhash_rust::xxh3::xxh3_128(&random.u64(..self.keys).to_be_bytes()).to_be_bytes();
+            frame(PUT, slot, &[&key, &self.value], outbox);
+        };
+        (0..self.outstanding as u64).for_each(|slot| put(slot, &mut outbox));
+        let mut under_way = self.outstanding;
+        while under_way > 0 {
+            writer.write_all(&outbox).await?;
+            outbox.clear();
+            read_frames(&mut reader, &mut inbox, |_, slot, _| {
+                let now = Instant::now();
+                if began[slot as usize] >= self.from && now < self.until {
+                    let took = (now - began[slot as usize]).as_micros() as u64;
+                    self.latencies.borrow_mut().saturating_record(took);
+                }
+                if now < self.until {
+                    began[slot as usize] = now;
+                    put(slot, &mut outbox);
+                } else {
+                    under_way -= 1;
+                }
+            })
+            .await?;
+        }
+        Ok(())
+    }
+}
