@@ -86,7 +86,7 @@ finish() {
 
 shell_scripts() {
   local script
-  for script in ./*.sh .ci/run tests/*.sh tests/interop/*.sh src/thrift/*.sh; do
+  for script in ./*.sh .ci/run benches/*.sh tests/*.sh tests/interop/*.sh src/thrift/*.sh; do
     bash -n "$script"
     echo "$script"
   done

@@ -24,6 +24,7 @@ use crate::nodes::Nodes;
 mod chart;
 mod classic;
 mod compare;
+mod costs;
 mod keys;
 mod options;
 mod pace;
@@ -38,10 +39,11 @@ mod tests;
 mod workload;
 
 pub use compare::{Ratio, ratios};
+pub use costs::{Costs, ServerCosts};
 pub use keys::Order;
 pub use options::{End, Fill, Options, Plan, Sizes, WorkloadName, WrongUse};
 pub use page::page;
-pub use report::{Costs, ErrorCount, Figures, Load, Run, Second, ServerCosts};
+pub use report::{ErrorCount, Figures, Load, Run, Second};
 pub use workload::{Kind, Mix};
 
 use report::{Seen, Timeline};
@@ -66,7 +68,7 @@ pub async fn run(options: &Options) -> u8 {
 }
 
 async fn run_to_end(options: &Options) -> anyhow::Result<u8> {
-    let other = options.compare.as_deref().map(read_run).transpose()?;
+    let mut other = options.compare.as_deref().map(read_run).transpose()?;
     let run = match &options.from {
         Some(path) => read_run(path)?,
         None => match measure(options).await? {
@@ -76,6 +78,9 @@ async fn run_to_end(options: &Options) -> anyhow::Result<u8> {
     };
     if !may_publish(&run, options) {
         return Ok(FAILED);
+    }
+    if let Some(other) = other.as_mut().filter(|other| other.name == run.name) {
+        other.name.push_str(" (the other)");
     }
     publish(&run, other.as_ref(), options)?;
     Ok(0)
@@ -125,8 +130,11 @@ fn publish(run: &Run, other: Option<&Run>, options: &Options) -> anyhow::Result<
 async fn measure(options: &Options) -> anyhow::Result<Option<Run>> {
     let plan = options.plan()?;
     let nodes = options.servers()?;
-    let servers = Servers::new(&nodes, plan.foreign).await;
+    let mut servers = Servers::new(&nodes, plan.foreign).await;
     let cluster = servers.describe().await;
+    if let Some(all) = cluster.members.as_ref().filter(|all| all.len() > nodes.len()) {
+        servers = Servers::new(all, plan.foreign).await; // those not talked to have work all the same
+    }
     if !options.quiet {
         for (node, why) in &cluster.unreachable {
             eprintln!("server {node}: {why}");
@@ -204,6 +212,7 @@ impl Ground<'_> {
             plan: self.plan,
             fill,
             nodes: self.nodes,
+            asked: self.servers.nodes(),
             cluster: self.cluster,
             name: self.options.name.clone().unwrap_or_else(|| default_name(self.plan, fill)),
             began,
@@ -235,5 +244,7 @@ async fn until_told_to_stop<T>(running: impl Future<Output = T>, stop: impl Fn()
 
 fn default_name(plan: &Plan, fill: bool) -> String {
     let workload = if fill { "fill" } else { &plan.workload };
-    format!("{workload}, {}×{}", plan.connections, plan.outstanding)
+    let rate =
+        plan.rate.map_or(String::new(), |rate| format!(" at {} a second", text::count(rate.round() as u64)));
+    format!("{workload}, {} × {}{rate}", plan.connections, plan.outstanding)
 }

@@ -33,7 +33,7 @@ pub struct Options {
     /// Speak the classic service (clientPut, clientGet; integer keys, text values; unframed, one call at a time)
     #[arg(long, help_heading = "Where")]
     pub classic: bool,
-    /// With --classic: the servers know nothing else, so do not ask them for durability and counters
+    /// With --classic: the servers know nothing else, so they are not asked for durability and counters
     #[arg(long, requires = "classic", help_heading = "Where")]
     pub foreign: bool,
     /// Milliseconds until an operation without an answer counts as failed

@@ -63,10 +63,10 @@ fn tiles(run: &Run, other: Option<&Run>) -> String {
     if let Some(cpu_us) = run.costs.cpu_us {
         let other_us = other.and_then(|other| other.costs.cpu_us);
         let ratio = other_us.map(|other_us| cpu_us / other_us.max(0.001));
-        tile(format!("{cpu_us:.1} <small>µs</small>"), "server CPU an operation", times(ratio));
+        tile(format!("{cpu_us:.1} <small>µs</small>"), "CPU an operation", times(ratio));
     }
     let durability = escape(&run.durability);
-    tile(format!("<small>{durability}</small>"), "durability when acknowledged", String::new());
+    tile(format!("<small>{durability}</small>"), "durability", String::new());
     out.push_str("</section>\n");
     out
 }
@@ -76,8 +76,10 @@ fn tiles(run: &Run, other: Option<&Run>) -> String {
 fn pictures(run: &Run, other: Option<&Run>) -> String {
     let runs: Vec<&Run> = [Some(run), other].into_iter().flatten().collect();
     let mut out = String::from("<section class=\"pictures\">\n");
+    let durability = escape(&durabilities(&runs));
     let figure = |title: &str, legend: String, chart: &Chart| {
-        format!("<figure>\n<h2>{title}</h2>\n{legend}{}</figure>\n", chart.svg(title))
+        let head = format!("<h2>{title}<span>{durability}</span></h2>");
+        format!("<figure>\n{head}\n{legend}{}</figure>\n", chart.svg(title))
     };
     if run.series.len() > 1 {
         out.push_str(&figure("Operations a second", legend(&runs, &[]), &throughput(&runs)));
@@ -106,7 +108,7 @@ fn legend(runs: &[&Run], colours: &[(&str, &str)]) -> String {
             out.push_str(&format!("<span class=\"c0 {class}\"><i></i>{}</span>", escape(&run.name)));
         }
     }
-    out.push_str(&format!("<span class=\"note\">{}</span></p>\n", escape(&durabilities(runs))));
+    out.push_str("</p>\n");
     out
 }
 
@@ -383,6 +385,8 @@ body { margin: 0; background: var(--page); color: var(--ink); font: 15px/1.5 sys
 main { max-width: 1180px; margin: 0 auto; padding: 28px 24px 40px; }
 h1 { font-size: 26px; line-height: 1.25; margin: 0 0 6px; letter-spacing: -0.01em; }
 h2 { font-size: 15px; margin: 0 0 2px; }
+figure h2 { display: flex; justify-content: space-between; gap: 12px; }
+figure h2 span { color: var(--soft); font-size: 13px; font-weight: 400; }
 .what { color: var(--soft); margin: 0 0 18px; }
 .remark { color: var(--warn); margin: 0 0 10px; }
 .tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(160px, 1fr)); gap: 12px; margin: 0 0 16px; }
@@ -394,10 +398,9 @@ h2 { font-size: 15px; margin: 0 0 2px; }
 .pictures { display: grid; grid-template-columns: repeat(auto-fit, minmax(420px, 1fr)); gap: 16px; margin: 0 0 24px; }
 figure { margin: 0; background: var(--card); border: 1px solid var(--rule); border-radius: 10px; padding: 14px 16px 8px; }
 svg { display: block; width: 100%; height: auto; }
-.legend { margin: 0 0 4px; font-size: 13px; color: var(--soft); display: flex; flex-wrap: wrap; gap: 0 16px; }
+.legend { min-height: 20px; margin: 0 0 4px; font-size: 13px; color: var(--soft); display: flex; flex-wrap: wrap; gap: 0 16px; }
 .legend i { display: inline-block; width: 18px; border-top: 3px solid var(--colour); margin: 0 6px 4px 0; vertical-align: middle; }
 .legend .other i { border-top-style: dashed; border-top-width: 2px; }
-.legend .note { margin-left: auto; }
 .c0 { --colour: var(--soft); } .c1 { --colour: var(--c1); } .c2 { --colour: var(--c2); }
 .c3 { --colour: var(--c3); } .c4 { --colour: var(--c4); }
 .grid { stroke: var(--rule); stroke-width: 1; }

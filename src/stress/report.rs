@@ -3,13 +3,14 @@
 //! A figure never stands alone: each carries the durability at which the cluster acknowledged, because a number of
 //! writes a second means nothing without it.
 //!
-//! Not here: pictures (`page`), two runs side by side (`compare`).
+//! Not here: what it cost (`costs`), pictures (`page`), two runs side by side (`compare`).
 
 use std::fmt::Write as _;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::costs::{Costs, costs};
 use super::options::{End, Fill, Plan};
 use super::run::Stretch;
 use super::servers::{Cluster, Process, State};
@@ -132,42 +133,6 @@ pub struct ErrorCount {
     pub example: String,
 }
 
-/// What a run took, by operation. `None` is what could not be found out.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct Costs {
-    /// Processor time of all servers.
-    pub cpu_us: Option<f64>,
-    /// Processor time of this tool.
-    pub tool_cpu_us: Option<f64>,
-    /// Times that a server waited for its disk, in sum.
-    pub fsyncs: Option<f64>,
-    /// Bytes towards disks, in sum.
-    pub written_bytes: Option<f64>,
-    /// Mutations of one transaction of a commit log, on average.
-    pub batch: Option<f64>,
-    /// Server by server; shares of the sums above.
-    pub servers: Vec<ServerCosts>,
-}
-
-/// One server's share, by operation of the whole cluster.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct ServerCosts {
-    /// Its number in the list of servers.
-    pub server: u32,
-    /// Where it listens.
-    pub address: String,
-    /// Its process, if it runs on the tool's machine.
-    pub pid: Option<u32>,
-    /// Processor time.
-    pub cpu_us: Option<f64>,
-    /// Memory in use at the end.
-    pub resident_bytes: Option<u64>,
-    /// Times it waited for its disk.
-    pub fsyncs: Option<f64>,
-    /// Bytes towards its disk.
-    pub written_bytes: Option<f64>,
-}
-
 /// One second of a run; the last may be longer or shorter.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Second {
@@ -202,8 +167,10 @@ pub struct Seen<'a> {
     pub plan: &'a Plan,
     /// The fill, not the workload.
     pub fill: bool,
-    /// Where.
+    /// Servers that were talked to.
     pub nodes: &'a Nodes,
+    /// Servers that were asked what it cost them.
+    pub asked: &'a Nodes,
     /// What the cluster says of itself.
     pub cluster: &'a Cluster,
     /// What it was called.
@@ -298,7 +265,7 @@ impl Run {
         };
         self.load.sentences(&self.durability).iter().for_each(|sentence| line(sentence));
         line("");
-        line(&figures_table(&self.kinds, &self.all));
+        line(figures_table(&self.kinds, &self.all).trim_end());
         for remark in self.remarks() {
             line(&remark);
         }
@@ -379,9 +346,9 @@ impl Load {
         vec![
             format!("workload {}: {}; {}", self.workload, self.mix, levels.join(", ")),
             format!(
-                "{} keys of {} bytes, {}; values of {} bytes; {} service",
+                "{} keys of {}, {} order; values of {} bytes; {} service",
                 text::count(self.keys),
-                self.key_bytes,
+                text::plural(self.key_bytes as u64, "byte", "bytes"),
                 self.order,
                 self.value_bytes,
                 self.service
@@ -448,7 +415,7 @@ fn bins(seen: &Latencies) -> Vec<(i32, u64)> {
 }
 
 /// Three digits behind the point: more is noise, and JSON gives them back unchanged.
-fn rounded(number: f64) -> f64 {
+pub(super) fn rounded(number: f64) -> f64 {
     (number * 1e3).round() / 1e3
 }
 
@@ -520,111 +487,6 @@ pub fn progress(stretch: &Stretch, warm_up_s: u64) -> String {
     )
 }
 
-// ------------------------------------------------------------------------------------------------ costs
-
-fn costs(seen: &Seen<'_>) -> Costs {
-    let operations = seen.total.operations() + seen.total.failures();
-    let share = |amount: Option<u64>| match (amount, operations) {
-        (Some(amount), 1..) => Some(rounded(amount as f64 / operations as f64)),
-        _ => None,
-    };
-    let durability = &seen.cluster.durability;
-    let mut servers = Vec::new();
-    for (index, (before, after)) in seen.before.0.iter().zip(&seen.after.0).enumerate() {
-        let process = before.process.zip(after.process);
-        servers.push(ServerCosts {
-            server: index as u32,
-            address: seen.nodes.addresses()[index].to_string(),
-            pid: after.process.map(|process| process.pid),
-            cpu_us: share(process.and_then(|(before, after)| after.cpu_us.checked_sub(before.cpu_us))),
-            resident_bytes: after.process.map(|process| process.resident_bytes).or(told_resident(after)),
-            fsyncs: share(fsyncs(before, after, durability)),
-            written_bytes: share(
-                process.and_then(|(before, after)| after.written_bytes?.checked_sub(before.written_bytes?)),
-            ),
-        });
-    }
-    let sum = |of: fn(&ServerCosts) -> Option<f64>| {
-        let each: Option<Vec<f64>> = servers.iter().map(of).collect();
-        each.filter(|each| !each.is_empty()).map(|each| rounded(each.iter().sum()))
-    };
-    let tool = seen.before.1.zip(seen.after.1);
-    let all_risen = |name: &str| -> Option<u64> {
-        seen.before.0.iter().zip(&seen.after.0).map(|(before, after)| risen(before, after, name)).sum()
-    };
-    let batch = all_risen("mutations_applied").zip(all_risen("commits")).filter(|(_, commits)| *commits > 0);
-    Costs {
-        cpu_us: sum(|server| server.cpu_us),
-        tool_cpu_us: share(tool.and_then(|(before, after)| after.cpu_us.checked_sub(before.cpu_us))),
-        fsyncs: sum(|server| server.fsyncs),
-        written_bytes: sum(|server| server.written_bytes),
-        batch: batch.map(|(mutations, commits)| rounded(mutations as f64 / commits as f64)),
-        servers,
-    }
-}
-
-/// How much a counter has risen; `None` if it is not told, or the server was started again meanwhile.
-fn risen(before: &State, after: &State, name: &str) -> Option<u64> {
-    let (before, after) = (before.counters.as_ref()?, after.counters.as_ref()?);
-    u64::try_from(after.get(name)? - before.get(name)?).ok()
-}
-
-/// How often a server has waited for its disk: once a commit where it must survive a power cut, once a transaction of a
-/// flush, twice a checkpoint (the write-ahead log, then the database).
-fn fsyncs(before: &State, after: &State, durability: &str) -> Option<u64> {
-    let commits = match durability {
-        "power-loss" => risen(before, after, "commits")?,
-        "process-crash" => 0,
-        _ => return None,
-    };
-    Some(commits + risen(before, after, "flush_commits")? + 2 * risen(before, after, "checkpoints")?)
-}
-
-fn told_resident(state: &State) -> Option<u64> {
-    let told = *state.counters.as_ref()?.get("memory_resident_bytes")?;
-    u64::try_from(told).ok().filter(|bytes| *bytes > 0)
-}
-
-impl Costs {
-    /// As a person reads it.
-    pub fn table(&self) -> String {
-        let mut rows = vec![
-            ["by operation", "CPU µs", "fsyncs", "bytes written", "memory (RSS)", "process"]
-                .map(str::to_owned),
-        ];
-        for server in &self.servers {
-            rows.push([
-                format!("server {}", server.server),
-                server.cpu_us.map_or("not local".to_owned(), |cpu_us| format!("{cpu_us:.1}")),
-                server.fsyncs.map_or("not told".to_owned(), |fsyncs| format!("{fsyncs:.3}")),
-                server.written_bytes.map_or("not local".to_owned(), |bytes| format!("{bytes:.0}")),
-                server.resident_bytes.map_or("not local".to_owned(), mib),
-                server.pid.map_or("not local".to_owned(), |pid| pid.to_string()),
-            ]);
-        }
-        let number = |number: Option<f64>, digits: usize| match number {
-            Some(number) => format!("{number:.digits$}"),
-            None => String::new(),
-        };
-        rows.push([
-            "all servers".to_owned(),
-            number(self.cpu_us, 1),
-            number(self.fsyncs, 3),
-            number(self.written_bytes, 0),
-            String::new(),
-            String::new(),
-        ]);
-        let tool = number(self.tool_cpu_us, 1);
-        rows.push(["this tool".to_owned(), tool, String::new(), String::new(), String::new(), String::new()]);
-        let mut table = columns(&rows);
-        if let Some(batch) = self.batch {
-            writeln!(table, "{batch:.1} mutations in a transaction of a commit log, on average")
-                .expect("writing to memory cannot fail");
-        }
-        table
-    }
-}
-
 // ------------------------------------------------------------------------------------------------ text
 
 fn figures_table(kinds: &[Figures], all: &Figures) -> String {
@@ -649,7 +511,7 @@ fn figures_table(kinds: &[Figures], all: &Figures) -> String {
 }
 
 /// The first column to the left, the others to the right.
-fn columns<const N: usize>(rows: &[[String; N]]) -> String {
+pub(super) fn columns<const N: usize>(rows: &[[String; N]]) -> String {
     let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
     let widths: Vec<usize> = (0..N).map(width).collect();
     let mut out = String::new();

@@ -21,7 +21,7 @@ use tokio::task::LocalSet;
 use tokio::time::Instant;
 
 use super::keys::{Chooser, KeySpace};
-use super::options::{End, Plan};
+use super::options::{End, Fill, Plan};
 use super::pace::{Next, Pace};
 use super::tally::Window;
 use super::target::{Target, Values};
@@ -53,11 +53,12 @@ impl Phase {
         move || Phase { mix, chooser, space, pace: Pace::new(rate, warm_up, end, callers) }
     }
 
-    /// Every key once, in order, at the plan's rate.
+    /// Every key once, in order. The plan's rate is its workload's, or the fill's if there is nothing else.
     pub fn fill(plan: &Plan) -> Phase {
         let space = KeySpace::new(plan.keys);
         let chooser = Chooser::new(space.clone(), super::keys::Order::Sequential);
-        let pace = Pace::new(plan.rate, Duration::ZERO, End::Operations(plan.keys), plan.callers() as usize);
+        let rate = if plan.fill == Fill::Only { plan.rate } else { None };
+        let pace = Pace::new(rate, Duration::ZERO, End::Operations(plan.keys), plan.callers() as usize);
         Phase { mix: Mix::new(0, 100, 0, 0), chooser, space, pace }
     }
 }

@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::net::IpAddr;
+use std::path::Path;
 use std::time::Duration;
 
 use futures_util::future::join_all;
@@ -37,6 +38,8 @@ pub struct Cluster {
     pub durability: String,
     /// Copies of each key, if known.
     pub copies: Option<i32>,
+    /// Every server there is, if one that was asked has named them.
+    pub members: Option<Nodes>,
     /// Servers that could not be asked, and why.
     pub unreachable: Vec<(NodeId, String)>,
 }
@@ -74,6 +77,11 @@ impl Servers {
         Servers { client, foreign, pids }
     }
 
+    /// The servers asked.
+    pub fn nodes(&self) -> &Nodes {
+        self.client.nodes()
+    }
+
     /// Asks every server what it promises.
     pub async fn describe(&self) -> Cluster {
         if self.foreign {
@@ -87,6 +95,12 @@ impl Servers {
             match answer {
                 Ok(described) => {
                     cluster.copies = cluster.copies.or(described.replication_factor);
+                    let mut members = described.members.unwrap_or_default();
+                    members.sort_by_key(|member| member.id); // they come in ring order
+                    let named: Vec<String> =
+                        members.into_iter().filter_map(|member| member.address).collect();
+                    let known = Nodes::parse(&named.join("\n"), Path::new("members")).ok();
+                    cluster.members = cluster.members.or(known);
                     let durability = described.durability.unwrap_or(UNKNOWN_DURABILITY.to_owned());
                     if !durabilities.contains(&durability) {
                         durabilities.push(durability);

@@ -2,7 +2,7 @@
 //!
 //! Several clusters may run at once. Nothing sleeps for a fixed time; everything waits for what it waits for, up to
 //! [`DEADLINE`]. Whatever a test does, dropping the [`Cluster`] kills every process and deletes the directory.
-#![allow(dead_code)] // each test binary uses its own part
+#![allow(dead_code, unused_imports)] // each test binary uses its own part
 
 mod client;
 mod load;
