@@ -70,6 +70,10 @@ const COPIES: usize = 3;
 const QUORUM: usize = 2;
 const KEY_BYTES: usize = 16;
 
+/// As in Tetrachord: the write-ahead log is copied into the database after so many pages.
+const CHECKPOINT_PAGES: usize = 1_000;
+const PAGE_BYTES: usize = 4_096;
+
 /// Kinds of frames: length (4 bytes, of what follows), kind, number (8 bytes), key and value.
 const PUT: u8 = 1;
 const APPLY: u8 = 2;
@@ -310,6 +314,7 @@ fn open_log(data: &Path) -> anyhow::Result<rusqlite::Connection> {
     let log = rusqlite::Connection::open(data.join("ceiling.db"))?;
     log.pragma_update_and_check(None, "journal_mode", "WAL", |row| row.get::<_, String>(0))?;
     log.pragma_update(None, "synchronous", "FULL")?;
+    log.pragma_update(None, "wal_autocheckpoint", 0)?; // nobody's acknowledgement waits for a checkpoint
     log.execute_batch("CREATE TABLE IF NOT EXISTS log(sequence INTEGER PRIMARY KEY, key BLOB, value BLOB)")?;
     Ok(log)
 }
@@ -318,6 +323,7 @@ fn open_log(data: &Path) -> anyhow::Result<rusqlite::Connection> {
 fn write_log(log: rusqlite::Connection, queue: &Queue, tell: &mpsc::UnboundedSender<Vec<Origin>>) {
     let run = |sql: &str| log.prepare_cached(sql).and_then(|mut statement| statement.execute([]));
     let mut memory: BTreeMap<Bytes, Bytes> = BTreeMap::new();
+    let mut pages = 0;
     loop {
         let rows = queue.rows.lock().expect("no panic while it is held");
         let mut rows =
@@ -337,8 +343,15 @@ fn write_log(log: rusqlite::Connection, queue: &Queue, tell: &mpsc::UnboundedSen
             memory.insert(body.slice(..KEY_BYTES), body.slice(KEY_BYTES..));
             origin
         };
+        let bytes: usize = batch.iter().map(|(_, body)| body.len()).sum();
         if tell.send(batch.into_iter().map(keep).collect()).is_err() {
             return;
+        }
+        pages += 2 + bytes / PAGE_BYTES;
+        if pages >= CHECKPOINT_PAGES {
+            let checkpoint = log.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(()));
+            checkpoint.expect("the log takes a checkpoint");
+            pages = 0;
         }
     }
 }

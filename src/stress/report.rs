@@ -116,7 +116,7 @@ pub struct Figures {
     pub max_us: u64,
     /// Parts of all operations (0 to 1) and how long they took at most.
     pub curve: Vec<(f64, u64)>,
-    /// n and how many took from 10^(n/[`BINS_PER_DECADE`]) to 10^((n+1)/[`BINS_PER_DECADE`]) µs.
+    /// n and how many took from 10^(n/10) to 10^((n+1)/10) µs.
     pub bins: Vec<(i32, u64)>,
 }
 
