@@ -239,6 +239,9 @@ settings! {
         peer_calls_max: usize = 16_384, 1 to 10_000_000;
         /// Bytes of requests waiting or under way to one other server; past it the same.
         peer_queue_bytes_max: usize = 67_108_864, 1_000_000 to 100_000_000_000;
+        /// File with the numbers of servers from which this one hears nothing while they stand there. For drills: what
+        /// if a link is cut? Empty in life: then there is no such switch.
+        test_fault_switch: String = String::new(), 0 to 4_096;
     }
     "store" {
         /// Bytes of the memtable (keys, cells and their overhead); then it is frozen and flushed to data.db. Memory

@@ -13,6 +13,7 @@ pub mod slice;
 // What would tie the code to one machine, and every number.
 pub mod clock;
 pub mod config;
+pub mod cut;
 pub mod net;
 pub mod nodes;
 pub mod stats;

@@ -17,6 +17,7 @@ use crate::answer::NodeId;
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::coordinator::Coordinator;
+use crate::cut::Cut;
 use crate::handoff::Handoff;
 use crate::membership::Members;
 use crate::nodes::Nodes;
@@ -80,11 +81,13 @@ impl Core {
             epoch: ring.epoch(),
             ring_digest: ring.digest(),
         });
+        let cut = Cut::start(&config);
         let way = way(Standpoint {
             identity: identity.clone(),
             members: members.clone(),
             clock: clock.clone(),
             stats: stats.clone(),
+            cut: cut.clone(),
         });
         let peers: Arc<dyn Peers> = way.clone();
         let replicas = Replicas::new(id, store.clone(), peers.clone());
@@ -126,6 +129,7 @@ impl Core {
             coordinator: coordinator.clone(),
             clock,
             stats,
+            cut,
             refusals_said: Default::default(),
         });
         Ok((Core { store, coordinator, service, background }, way))

@@ -14,6 +14,7 @@ use super::{Identity, Standpoint, read_request};
 use crate::answer::{Answer, Answers, ApplyAnswer, Failure, NodeId, ReadAnswer};
 use crate::clock::Clock;
 use crate::config::Config;
+use crate::cut::Cut;
 use crate::key::KV_TABLE;
 use crate::membership::Members;
 use crate::slice::Slice;
@@ -83,7 +84,8 @@ fn link() -> Link {
     let config = Config::default();
     let members = Arc::new(Members::new(NodeId(0), 2, 1, &config));
     let clock = Arc::new(Clock::with_wall(|| 1_000_000));
-    let standpoint = Standpoint { identity: Arc::new(identity(0)), members, clock, stats: Arc::default() };
+    let (identity, stats, cut) = (Arc::new(identity(0)), Arc::default(), Cut::default());
+    let standpoint = Standpoint { identity, members, clock, stats, cut };
     Link::new(&standpoint, NodeId(1), String::new(), &config)
 }
 

@@ -29,6 +29,7 @@ use crate::answer::{Failure, NodeId};
 use crate::cell::Stamp;
 use crate::clock::Clock;
 use crate::config::Config;
+use crate::cut::Cut;
 use crate::membership::{Event, Members, State, liveness};
 use crate::net::TcpStream;
 use crate::stats::Stats;
@@ -54,6 +55,8 @@ pub(super) struct Link {
     pub(super) clock: Arc<Clock>,
     pub(super) members: Arc<Members>,
     pub(super) stats: Arc<Stats>,
+    /// Whether the other server can be heard.
+    pub(super) cut: Cut,
     pub(super) calls: Mutex<Calls>,
     /// Frames wait to be written.
     pub(super) ready: Notify,
@@ -103,7 +106,7 @@ impl From<Damaged> for Ended {
 impl Link {
     /// The way to `node`, on which nothing has been tried yet.
     pub(super) fn new(standpoint: &Standpoint, node: NodeId, address: String, config: &Config) -> Link {
-        let Standpoint { identity, members, clock, stats } = standpoint;
+        let Standpoint { identity, members, clock, stats, cut } = standpoint;
         Link {
             me: identity.clone(),
             node,
@@ -113,6 +116,7 @@ impl Link {
             clock: clock.clone(),
             members: members.clone(),
             stats: stats.clone(),
+            cut: cut.clone(),
             calls: Mutex::new(Calls::new(limits(config))),
             ready: Notify::new(),
             greeted: Notify::new(),
@@ -215,6 +219,7 @@ impl Link {
             ),
             retry: RETRY_REFUSED,
         };
+        self.cut.whole(self.node).await;
         let message = loop {
             if let Some(message) = inbox.next().map_err(|error| no_server(error.to_string()))? {
                 break message;
@@ -275,7 +280,7 @@ impl Link {
             // Reading comes first, so that an answer that is there is not overtaken by its deadline.
             tokio::select! {
                 biased;
-                read = inbox.fill(&mut reader) => match read {
+                read = inbox.fill(&mut reader), if !self.cut.holds(self.node) => match read {
                     Ok(0) => return Ended::Lost("connection closed".to_owned()),
                     Ok(_) => if let Err(ended) = self.take_in(&mut inbox) { return ended },
                     Err(error) => return Ended::Lost(in_words(&error)),

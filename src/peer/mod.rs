@@ -31,6 +31,7 @@ use tokio::time::Instant;
 use crate::answer::{AnswerTo, ApplyAnswer, Failure, NodeId, ReadAnswer};
 use crate::clock::Clock;
 use crate::config::Config;
+use crate::cut::Cut;
 use crate::membership::Members;
 use crate::nodes::Nodes;
 use crate::slice::Slice;
@@ -74,6 +75,8 @@ pub struct Standpoint {
     pub clock: Arc<Clock>,
     /// What is counted.
     pub stats: Arc<Stats>,
+    /// Whom this server cannot hear.
+    pub cut: Cut,
 }
 
 /// The links to all other servers.

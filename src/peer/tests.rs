@@ -163,8 +163,13 @@ impl Here {
         let stats = Arc::new(Stats::default());
         let nodes = Nodes::new(vec![local(1), address.clone()]);
         let identity = Arc::new(identity(ME));
-        let standpoint =
-            Standpoint { identity, members: members.clone(), clock: clock.clone(), stats: stats.clone() };
+        let standpoint = Standpoint {
+            identity,
+            members: members.clone(),
+            clock: clock.clone(),
+            stats: stats.clone(),
+            cut: Cut::start(config),
+        };
         let links = Links::start(standpoint, &nodes, config);
         Here { links, members, clock, stats }
     }
@@ -484,6 +489,23 @@ async fn a_frozen_server_is_down_until_it_answers_again() {
     assert!(here.members.absent_for(OTHER).is_some());
     frozen.store(false, Ordering::Relaxed);
     assert_eq!(returns.recv().await, Some(OTHER));
+    here.becomes(State::Up).await;
+    assert_eq!(here.apply(1).await, ApplyAnswer::Applied);
+}
+
+#[tokio::test]
+async fn behind_a_cut_link_a_server_is_down_by_its_silence_until_the_link_is_whole() {
+    let other = Played::start(politely).await;
+    let directory = tempfile::tempdir().unwrap();
+    let switch = directory.path().join("unheard");
+    let test_fault_switch = switch.to_str().unwrap().to_owned();
+    let here = Here::started(&other.address, &Config { test_fault_switch, ..hasty() }).await;
+    assert_eq!(here.apply(1).await, ApplyAnswer::Applied);
+    std::fs::write(&switch, OTHER.to_string()).unwrap();
+    here.becomes(State::Down).await;
+    assert_eq!(here.apply(1).await, failed(Failure::Unreachable));
+    until(|| here.detail() == "no answer to the greeting within 100 ms").await;
+    std::fs::write(&switch, "").unwrap();
     here.becomes(State::Up).await;
     assert_eq!(here.apply(1).await, ApplyAnswer::Applied);
 }

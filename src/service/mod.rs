@@ -26,6 +26,7 @@ use crate::cell::Stamp;
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::coordinator::{Coordinator, Found, Level};
+use crate::cut::Cut;
 use crate::handoff::Handoff;
 use crate::key::{KV_TABLE, PARTITION_KEY_BYTES_MAX};
 use crate::membership::Members;
@@ -38,6 +39,7 @@ use crate::stats::Stats;
 use crate::store::Store;
 use crate::thrift::connection::{Answering, Held, Session};
 use crate::thrift::method::{Call, Reply};
+use peer::caller;
 
 /// Answers every method of every service of `chord.thrift`.
 pub struct Service {
@@ -65,12 +67,17 @@ pub struct Service {
     pub clock: Arc<Clock>,
     /// What is counted.
     pub stats: Arc<Stats>,
+    /// From which other servers nothing is heard.
+    pub cut: Cut,
     /// Why other servers were refused, as far as it was logged.
     pub refusals_said: Mutex<BTreeSet<String>>,
 }
 
 impl crate::thrift::connection::Service for Service {
     fn call(self: &Arc<Self>, session: &Arc<Session>, call: Call) -> Answering {
+        if let Some(caller) = caller(session, &call).filter(|caller| self.cut.holds(*caller)) {
+            return self.hear_later(session, caller, call);
+        }
         match call {
             Call::Apply(request) => self.peer_apply(session, request),
             Call::Read(request) => Answering::Now(Reply::Read(Ok(self.peer_read(session, request)))),
