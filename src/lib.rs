@@ -43,5 +43,6 @@ pub mod server;
 pub mod check;
 pub mod client;
 pub mod console;
+pub mod drill;
 pub mod inspect;
 pub mod stress;
