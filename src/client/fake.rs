@@ -29,6 +29,8 @@ pub(crate) enum Manner {
     Silent,
     /// Reads it and answers once there is a permit, which is given back. `stats` is answered at once.
     Hold(Arc<Semaphore>),
+    /// Says nothing at all, to `describe` neither: stopped, its connections open.
+    Frozen,
     /// Answers with another sequence number.
     OutOfSequence,
     /// Answers with bytes that are no message.
@@ -233,6 +235,9 @@ async fn serve(mut stream: TcpStream, shared: Arc<Shared>) {
         out.clear();
         out.extend_from_slice(&[0; 4]);
         if call == Call::Describe(()) {
+            if matches!(*shared.manner.lock().unwrap(), Manner::Frozen) {
+                continue;
+            }
             write_reply(Protocol::Binary, sequence, &shared.answer(call), &mut out);
         } else {
             let manner = shared.manner.lock().unwrap().clone();
@@ -240,7 +245,7 @@ async fn serve(mut stream: TcpStream, shared: Arc<Shared>) {
             match manner {
                 Manner::Serve => {}
                 Manner::HangUp => return,
-                Manner::Silent => continue,
+                Manner::Silent | Manner::Frozen => continue,
                 Manner::Hold(ref gate) if call != Call::GetStats(()) => {
                     drop(gate.acquire().await.unwrap());
                 }

@@ -72,6 +72,9 @@ pub(super) enum BackOff {
     Wait,
 }
 
+/// Why a call is not sent to a server that has not answered since an attempt failed.
+const UNPROVEN: &str = "not heard from since the last failure";
+
 struct Shared {
     address: Address,
     options: ClientOptions,
@@ -208,6 +211,12 @@ impl Link {
             let until = {
                 let mut state = self.shared.lock();
                 match state.backing_off() {
+                    None if back_off == BackOff::Skip && state.is_unproven() => {
+                        if matches!(state.phase, Phase::Idle) {
+                            self.shared.open(&mut state);
+                        }
+                        return Err(Failed::NotSent { why: UNPROVEN.into(), backing_off: true });
+                    }
                     None => {
                         slot.forget(); // given back when the call is answered or has failed
                         if matches!(state.phase, Phase::Idle) {
@@ -251,6 +260,12 @@ impl State {
             self.phase = Phase::Idle;
         }
         None
+    }
+
+    /// The server has not answered since an attempt failed. A new connection alone proves nothing, for that of a frozen
+    /// server opens like any other; its first call, the link's own, will.
+    fn is_unproven(&self) -> bool {
+        self.failures > 0 && !(matches!(self.phase, Phase::Running) && self.answered)
     }
 
     /// Appends the frame of one call and returns its sequence number.

@@ -68,9 +68,36 @@ async fn a_dead_server_is_passed_over_and_found_again_when_it_returns() {
     client.put(&put(0, None)).await.unwrap();
     assert_eq!(fakes[1].calls(), ["put"]);
     fakes[0].restart().await;
-    tokio::time::sleep(Duration::from_millis(50)).await;
+    comes_back(&client, &fakes[0]).await;
+}
+
+#[tokio::test]
+async fn a_frozen_server_costs_one_wait_and_is_found_again_when_it_goes_on() {
+    let (fakes, nodes) = fake::cluster(2).await;
+    let client = Client::new(nodes, options().with_call_timeout(Duration::from_millis(200)));
     client.put(&put(0, None)).await.unwrap();
-    assert_eq!(fakes[0].calls(), ["put"]);
+    fakes[0].behave(Manner::Frozen);
+    assert!(matches!(client.put(&put(0, None)).await, Err(ClientError::Unknown { .. })));
+    let began = tokio::time::Instant::now();
+    for _ in 0..10 {
+        client.put(&put(0, None)).await.unwrap(); // elsewhere
+        tokio::time::sleep(Duration::from_millis(50)).await; // longer than it is left alone
+    }
+    assert_eq!(fakes[1].calls().len(), 10);
+    assert!(began.elapsed() < Duration::from_secs(2), "no call waited for it");
+    fakes[0].behave(Manner::Serve);
+    comes_back(&client, &fakes[0]).await;
+}
+
+/// Puts until one arrives at this server, whose turn is the first for key 0.
+async fn comes_back(client: &Client, fake: &fake::Fake) {
+    let before = fake.calls().len();
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(10);
+    while fake.calls().len() == before {
+        client.put(&put(0, None)).await.unwrap();
+        tokio::time::sleep(Duration::from_millis(10)).await;
+        assert!(tokio::time::Instant::now() < deadline, "it was never found again");
+    }
 }
 
 #[tokio::test]
