@@ -11,6 +11,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use crate::answer::NodeId;
@@ -58,6 +59,8 @@ pub struct Core {
     pub coordinator: Arc<Coordinator>,
     /// Answers every method of the wire.
     pub service: Arc<Service>,
+    /// False keeps clients waiting: the way to the others has not been tried yet.
+    pub look_round: watch::Sender<bool>,
     background: Vec<JoinHandle<()>>,
 }
 
@@ -116,6 +119,7 @@ impl Core {
             tokio::spawn(handoff.clone().run(members.take_returns())),
             tokio::spawn(renew_speculation(coordinator.clone())),
         ];
+        let (look_round, looked_round) = watch::channel(true);
         let service = Arc::new(Service {
             identity,
             config,
@@ -130,9 +134,10 @@ impl Core {
             clock,
             stats,
             cut,
+            looked_round,
             refusals_said: Default::default(),
         });
-        Ok((Core { store, coordinator, service, background }, way))
+        Ok((Core { store, coordinator, service, look_round, background }, way))
     }
 
     /// Ends the background tasks. The store stays open: requests may be under way.

@@ -124,6 +124,7 @@ impl Node {
             clock,
         };
         let (core, links) = Core::start(options, |standpoint| Links::start(standpoint, &nodes, &config))?;
+        core.look_round.send_replace(false);
         let listener = bind(&address).await?;
         let (shutdown, stopping) = watch::channel(false);
         let limits = Arc::new(Limits::from(config.as_ref()));
@@ -131,6 +132,7 @@ impl Node {
         let serving = tokio::spawn(crate::server::serve(listener, service, limits, stats, stopping));
         // Then a cluster whose last server is ready is one where all see each other.
         links.first_attempts(config.connect_timeout()).await;
+        core.look_round.send_replace(true);
         directory.ready().map_err(|source| DirectoryError::Unusable { path: data.clone(), source })?;
         log::info!(
             "server {id}: ready at {address}, data in {}, durability {}",

@@ -20,6 +20,7 @@ use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
+use tokio::sync::watch;
 
 use crate::answer::NodeId;
 use crate::cell::Stamp;
@@ -69,6 +70,8 @@ pub struct Service {
     pub stats: Arc<Stats>,
     /// From which other servers nothing is heard.
     pub cut: Cut,
+    /// True once each other server was reached, or found to be unreachable.
+    pub looked_round: watch::Receiver<bool>,
     /// Why other servers were refused, as far as it was logged.
     pub refusals_said: Mutex<BTreeSet<String>>,
 }
@@ -76,7 +79,14 @@ pub struct Service {
 impl crate::thrift::connection::Service for Service {
     fn call(self: &Arc<Self>, session: &Arc<Session>, call: Call) -> Answering {
         if let Some(caller) = caller(session, &call).filter(|caller| self.cut.holds(*caller)) {
-            return self.hear_later(session, caller, call);
+            let cut = self.cut.clone();
+            return self.call_after(async move { cut.whole(caller).await }, session, call);
+        }
+        if needs_others(&call) && !self.has_looked_round() {
+            // It would refuse what the others can well do.
+            let mut looked = self.looked_round.clone();
+            let wait = async move { drop(looked.wait_for(|looked| *looked).await) }; // or the start has failed
+            return self.call_after(wait, session, call);
         }
         match call {
             Call::Apply(request) => self.peer_apply(session, request),
@@ -141,10 +151,46 @@ where
     Answering::Later(Box::pin(async move { (work.await, None) }))
 }
 
+/// What a server that has not yet seen any other would refuse for want of replicas.
+fn needs_others(call: &Call) -> bool {
+    matches!(
+        call,
+        Call::Get(_)
+            | Call::Put(_)
+            | Call::Remove(_)
+            | Call::Batch(_)
+            | Call::ClientGet(_)
+            | Call::ClientPut(_)
+    )
+}
+
 /// A request that is wrong, and why. Nothing was written.
 struct Wrong(String);
 
 impl Service {
+    /// Each other server was reached, or found to be unreachable, since this one started; or the start has failed.
+    fn has_looked_round(&self) -> bool {
+        *self.looked_round.borrow() || self.looked_round.has_changed().is_err()
+    }
+
+    /// Carries out a call once `wait` is over.
+    fn call_after(
+        self: &Arc<Self>,
+        wait: impl Future<Output = ()> + Send + 'static,
+        session: &Arc<Session>,
+        call: Call,
+    ) -> Answering {
+        use crate::thrift::connection::Service as _;
+        let (service, session) = (self.clone(), session.clone());
+        Answering::Later(Box::pin(async move {
+            wait.await;
+            match service.call(&session, call) {
+                Answering::Now(reply) => (reply, None),
+                Answering::Later(reply) => reply.await,
+            }
+        }))
+    }
+
     fn check_key(&self, key: Option<Vec<u8>>) -> Result<Bytes, Wrong> {
         let key = key.ok_or_else(|| Wrong("the key is missing".to_owned()))?;
         match key.len() {

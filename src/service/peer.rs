@@ -16,7 +16,7 @@ use crate::slice::Slice;
 use crate::thrift::chord::{
     PeerApplied, PeerApply, PeerCell, PeerCells, PeerHello, PeerPing, PeerPong, PeerRead, PeerWelcome,
 };
-use crate::thrift::connection::{Answering, Service as _, Session};
+use crate::thrift::connection::{Answering, Session};
 use crate::thrift::method::{Call, Reply};
 
 use super::Service;
@@ -42,23 +42,6 @@ pub(super) fn caller(session: &Session, call: &Call) -> Option<NodeId> {
 }
 
 impl Service {
-    /// The link from `caller` is cut: what it asks is heard once the link is whole.
-    pub(super) fn hear_later(
-        self: &Arc<Self>,
-        session: &Arc<Session>,
-        caller: NodeId,
-        call: Call,
-    ) -> Answering {
-        let (service, session) = (self.clone(), session.clone());
-        Answering::Later(Box::pin(async move {
-            service.cut.whole(caller).await;
-            match service.call(&session, call) {
-                Answering::Now(reply) => (reply, None),
-                Answering::Later(reply) => reply.await,
-            }
-        }))
-    }
-
     pub(super) fn peer_hello(&self, session: &Arc<Session>, hello: &PeerHello) -> PeerWelcome {
         let refused = match check_hello(&self.identity, self.nodes.len(), hello) {
             Ok(caller) => {
