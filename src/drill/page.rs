@@ -21,7 +21,7 @@ const LANE_HEIGHT: f64 = 32.0;
 const BAR_HEIGHT: f64 = 20.0;
 
 /// Width of a letter in a bar, about.
-const LETTER: f64 = 6.6;
+const LETTER: f64 = 7.4;
 
 const STYLE: &str = "
 :root { color-scheme: light dark;
@@ -54,6 +54,7 @@ h1 { font-size: 30px; margin: 0; letter-spacing: -0.01em; } h2 { font-size: 19px
 svg { width: 100%; height: auto; display: block; margin-top: 14px; }
 svg text { fill: var(--ink); font-size: 13px; font-family: inherit; font-variant-numeric: tabular-nums; }
 svg .soft { fill: var(--soft); } svg .name { font-weight: 600; font-size: 14px; } svg .bar { fill: #fff; font-weight: 600; font-size: 12px; }
+svg .gap { fill: var(--bad); font-weight: 600; }
 .grid { stroke: var(--line); stroke-width: 1; } .mark { stroke: var(--soft); stroke-width: 1; stroke-dasharray: 2 4; opacity: .45; }
 ul.checks { list-style: none; padding: 0; margin: 0; } ul.checks li { margin: 8px 0; padding-left: 30px; position: relative; }
 .tick { position: absolute; left: 2px; font-weight: 700; } .soft { color: var(--soft); }
@@ -239,13 +240,21 @@ fn outages(out: &mut String, scale: &Scale, outages: &[Gap]) {
             out,
             format_args!(
                 "<rect x=\"{x:.1}\" y=\"{RATE_TOP}\" width=\"{:.1}\" height=\"{height}\" fill=\"var(--outage)\">\
-                 <title>no QUORUM success for {seconds:.2} s</title></rect>\
-                 <text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"middle\" style=\"fill:var(--bad);font-weight:600\">{seconds:.1} s</text>\n",
-                until - x,
-                (x + until) / 2.0,
-                RATE_TOP + 16.0
+                 <title>no QUORUM success for {seconds:.2} s</title></rect>\n",
+                until - x
             ),
         );
+        let label = format!("{seconds:.1} s");
+        if label.len() as f64 * LETTER < until - x {
+            push(
+                out,
+                format_args!(
+                    "<text class=\"gap\" x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"middle\">{label}</text>\n",
+                    (x + until) / 2.0,
+                    RATE_TOP + 16.0
+                ),
+            );
+        }
     }
 }
 

@@ -178,10 +178,7 @@ impl Report {
         match by {
             By::Themselves => format!("{after}, by hints alone"),
             By::Reads => {
-                format!(
-                    "{after}; {} by hints did not agree until read",
-                    text::plural(*differed as u64, "key", "keys")
-                )
+                format!("{after}; {} had to be read for it", text::plural(*differed as u64, "key", "keys"))
             }
             By::Nothing => format!("never: {} differ", text::plural(*differ as u64, "key", "keys")),
         }

@@ -18,7 +18,7 @@ use super::DrillError;
 use super::stage::Stage;
 use crate::answer::NodeId;
 use crate::cell::Stamp;
-use crate::client::{Client, ClientError};
+use crate::client::{Client, ClientError, text};
 use crate::thrift::chord::{CellRow, GetRequest, Level, PageRequest};
 use crate::thrift::method::InspectPage;
 
@@ -116,9 +116,9 @@ pub async fn agree(
             }
             differed = Some(differing.len());
             stage.event(&format!(
-                "the replicas of {} keys differ (their coordinator died with a write under way, or no hint was \
-                 kept): each key is read once, which mends it",
-                differing.len()
+                "{} on different versions, for which nobody kept a hint (their coordinator died, or was cut off, with \
+                 a write under way): each key is read once, which mends it",
+                text::plural(differing.len() as u64, "key has replicas", "keys have replicas")
             ));
             read_each(&stage.client, keys).await;
             deadline = Instant::now() + QUIET_MAX;
