@@ -1,14 +1,13 @@
 //! The one place where a drill meets the checkers: a history and the replicas' contents in, a verdict out.
 
-use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, BufWriter, Write};
 use std::path::Path;
 
-use bytes::Bytes;
-
 use super::settle::Contents;
-use crate::check::{Asked, History, Told};
+use crate::answer::NodeId;
+use crate::check::{self, History, Judgement, Promises, Settled};
+use crate::client::text;
 use crate::ring::Ring;
 
 /// What the checkers said.
@@ -20,7 +19,7 @@ pub struct Verdict {
     pub stale: usize,
     /// Whether one order of all operations explains every answer, in a sentence.
     pub linear: String,
-    /// Everything that broke a promise, told.
+    /// Everything that broke a promise, told; the first ones of each kind.
     pub findings: Vec<String>,
 }
 
@@ -33,34 +32,53 @@ impl Verdict {
 
 /// Judges a run.
 pub fn judge(history: &History, ring: &Ring, contents: &Contents) -> Verdict {
-    // Stands in for `check::judge`.
-    let mut last: BTreeMap<&Bytes, (i64, u64)> = BTreeMap::new();
-    for operation in &history.operations {
-        if let (Asked::Put(_) | Asked::Remove, Told::Written { stamp: Some(stamp) }) =
-            (&operation.asked, &operation.told)
-        {
-            let known = last.entry(&operation.key).or_default();
-            *known = (*known).max((stamp.0, operation.began_us));
+    let promises = Promises::of(ring.replication_factor());
+    match check::judge(history, &promises, Some(&settled(ring, contents))) {
+        Ok(judgement) => Verdict {
+            lost: judgement.lost(),
+            stale: judgement.stale(),
+            linear: linear(&judgement),
+            findings: judgement.findings.iter().map(ToString::to_string).collect(),
+        },
+        // The drill wrote it down wrong: that is no verdict, and must not look like a good one.
+        Err(malformed) => Verdict {
+            linear: "not judged".to_owned(),
+            findings: vec![format!("the history cannot be judged: {malformed}")],
+            ..Verdict::default()
+        },
+    }
+}
+
+fn settled(ring: &Ring, contents: &Contents) -> Settled {
+    let mut settled = Settled { ring: Some(ring.clone()), ..Settled::default() };
+    for (id, held) in contents.iter().enumerate() {
+        for (key, version) in held {
+            settled.note(key.clone(), NodeId(id as u32), Some(version.clone()));
         }
     }
-    let mut verdict = Verdict { linear: "not judged".to_owned(), ..Verdict::default() };
-    for (key, (stamp, _)) in last {
-        for node in ring.replicas(key) {
-            let held = contents[node.0 as usize].get(key).map_or(0, |held| held.stamp.0);
-            if held < stamp {
-                verdict.lost += 1;
-                verdict.findings.push(format!("{key:?}: acknowledged {stamp}, server {node} has {held}"));
-            }
-        }
+    settled
+}
+
+fn linear(judgement: &Judgement) -> String {
+    let linear = &judgement.linear;
+    let explained = linear.keys - linear.not - linear.gave_up.len();
+    let mut sentence = format!(
+        "{explained} of {}, by a search over {}",
+        text::plural(linear.keys as u64, "key", "keys"),
+        text::plural(linear.operations as u64, "operation", "operations")
+    );
+    if !linear.gave_up.is_empty() {
+        sentence.push_str(&format!("; {} given up: too many at once", linear.gave_up.len()));
     }
-    verdict
+    for (why, keys) in &linear.left_out {
+        sentence.push_str(&format!("; not searched: {} {why}", text::plural(*keys as u64, "key", "keys")));
+    }
+    sentence
 }
 
 /// Writes every operation down, one a line.
 pub fn write_history(history: &History, path: &Path) -> io::Result<()> {
     let mut out = BufWriter::new(File::create(path)?);
-    for operation in &history.operations {
-        writeln!(out, "{operation:?}")?;
-    }
+    history.write_to(&mut out)?;
     out.flush()
 }

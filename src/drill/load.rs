@@ -29,6 +29,9 @@ const REST_MAX: Duration = Duration::from_millis(24);
 /// A client that was refused does not ask again at once.
 const REST_AFTER_REFUSAL: Duration = Duration::from_millis(50);
 
+/// Every so many keys there is one that is also written at ONE.
+const WEAK_KEYS_EVERY: usize = 5;
+
 /// Bytes of a value.
 const VALUE_BYTES: usize = 100;
 
@@ -161,18 +164,20 @@ impl Caller {
     }
 
     fn draw(&mut self) -> (Bytes, Level, Asked) {
-        let key = self.keys[self.random.usize(..self.keys.len())].clone();
-        let level = match self.random.u8(..100) {
-            0..92 => Level::Quorum,
-            92..97 => Level::One,
-            _ => Level::All,
-        };
+        let index = self.random.usize(..self.keys.len());
         let asked = match self.random.u8(..100) {
             0..45 => Asked::Put(self.value()),
             45..50 => Asked::Remove,
             _ => Asked::Get,
         };
-        (key, level, asked)
+        // Of a key that is written at ONE no order is promised, so few keys are.
+        let weak = asked == Asked::Get || index % WEAK_KEYS_EVERY == WEAK_KEYS_EVERY - 1;
+        let level = match self.random.u8(..100) {
+            0..10 if weak => Level::One,
+            97.. => Level::All,
+            _ => Level::Quorum,
+        };
+        (self.keys[index].clone(), level, asked)
     }
 
     /// One that nobody else writes.

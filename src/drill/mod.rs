@@ -284,6 +284,10 @@ impl Task {
         if scenario.is_some() && seconds < scenario::SECONDS {
             return wrong("a scenario takes 15 seconds or more: what it shows needs its time");
         }
+        let mut options = options;
+        if let Some(keys) = scenario.and_then(|scenario| scenario.keys).filter(|_| options.keys == KEYS) {
+            options.keys = keys;
+        }
         let run = match options.cluster {
             Some(_) => machine_wall_us() as u64,
             None => options.seed,
@@ -377,7 +381,7 @@ impl Task {
         }
         let numbers = [
             ("clients", options.clients, CLIENTS),
-            ("keys", options.keys, KEYS),
+            ("keys", options.keys, self.scenario.and_then(|scenario| scenario.keys).unwrap_or(KEYS)),
             ("nodes", options.nodes, NODES),
             ("rf", options.copies, COPIES),
         ];

@@ -39,6 +39,8 @@ pub struct Scenario {
     pub title: &'static str,
     /// Settings of the servers beyond the defaults, as TOML.
     pub settings: &'static str,
+    /// Keys that the clients use, if a usual number would not show it.
+    pub keys: Option<usize>,
     /// What is done, within so many ms.
     plan: fn(u64) -> Vec<Strike>,
     script: Script,
@@ -103,6 +105,7 @@ pub static EVERY: [Scenario; 9] = [
         name: "one-crash",
         title: "one of four servers is killed and comes back",
         settings: "",
+        keys: None,
         plan: |ms| vec![strike(ms, 25, 60, Fault::Kill(vec![3]))],
         script: Script::CountHints,
         expectations: &[
@@ -121,6 +124,7 @@ pub static EVERY: [Scenario; 9] = [
         name: "majority-crash",
         title: "two of four servers are killed: some keys lose their majority",
         settings: "",
+        keys: None,
         plan: |ms| vec![strike(ms, 25, 60, Fault::Kill(vec![2, 3]))],
         script: Script::Nothing,
         expectations: &[
@@ -153,6 +157,7 @@ pub static EVERY: [Scenario; 9] = [
         name: "all-crash",
         title: "all servers are killed at the same moment",
         settings: "",
+        keys: None,
         plan: |ms| vec![strike(ms, 30, 50, Fault::Kill(vec![0, 1, 2, 3]))],
         script: Script::Nothing,
         expectations: &[
@@ -185,6 +190,7 @@ pub static EVERY: [Scenario; 9] = [
         name: "rolling-restart",
         title: "every server is restarted in turn, as for an upgrade",
         settings: "",
+        keys: None,
         plan: |ms| {
             let restart = |id: u64| strike(ms, 15 + id * 18, 16 + id * 18, Fault::Restart(id as usize));
             (0..4).map(restart).collect()
@@ -213,6 +219,7 @@ pub static EVERY: [Scenario; 9] = [
         name: "freeze",
         title: "a server stops in the middle of everything, its connections open, and goes on later",
         settings: "",
+        keys: None,
         plan: |ms| vec![strike(ms, 25, 65, Fault::Freeze(vec![3]))],
         script: Script::CountHints,
         expectations: &[
@@ -244,6 +251,7 @@ pub static EVERY: [Scenario; 9] = [
         name: "split-brain",
         title: "the network splits the servers into halves: 0, 1 │ 2, 3",
         settings: "",
+        keys: None,
         plan: |ms| {
             let fault = Fault::Cut { links: both_ways(&[0, 1], &[2, 3]), shape: Shape::Halves };
             vec![strike(ms, 20, 75, fault)]
@@ -287,6 +295,7 @@ pub static EVERY: [Scenario; 9] = [
         name: "stale-replica",
         title: "a server misses a write and answers with what it has (handoff is off)",
         settings: "handoff = false\n",
+        keys: None,
         plan: |ms| vec![strike(ms, 25, 60, Fault::Kill(vec![3]))],
         script: Script::StaleReplica,
         expectations: &[
@@ -308,7 +317,8 @@ pub static EVERY: [Scenario; 9] = [
         name: "handoff-off",
         title: "without hints a returned server stays behind until somebody reads",
         settings: "handoff = false\n",
-        plan: |ms| vec![strike(ms, 25, 60, Fault::Kill(vec![3]))],
+        keys: Some(1_000),
+        plan: |ms| vec![strike(ms, 25, 90, Fault::Kill(vec![3]))],
         script: Script::HandoffOff,
         expectations: &[
             QUORUM_GOES_ON,
@@ -338,6 +348,7 @@ pub static EVERY: [Scenario; 9] = [
         name: "clock-skew",
         title: "one server's clock is an hour fast, another's an hour slow",
         settings: "",
+        keys: None,
         plan: |ms| vec![strike(ms, 15, 75, Fault::Skew(vec![(0, 3_600_000), (1, -3_600_000)]))],
         script: Script::ClockSkew,
         expectations: &[

@@ -18,6 +18,7 @@ use super::DrillError;
 use super::stage::Stage;
 use crate::answer::NodeId;
 use crate::cell::Stamp;
+use crate::check::Version;
 use crate::client::{Client, ClientError, text};
 use crate::thrift::chord::{CellRow, GetRequest, Level, PageRequest};
 use crate::thrift::method::InspectPage;
@@ -37,17 +38,8 @@ const VALUE_BYTES_MAX: i32 = 1_000;
 /// Cells of a page.
 const PAGE_CELLS: i32 = 1_000;
 
-/// One version as one replica holds it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Held {
-    /// Its stamp.
-    pub stamp: Stamp,
-    /// `None`: a tombstone.
-    pub value: Option<Bytes>,
-}
-
 /// What each server holds of the keys of a drill, by server.
-pub type Contents = Vec<BTreeMap<Bytes, Held>>;
+pub type Contents = Vec<BTreeMap<Bytes, Version>>;
 
 /// How replicas became equal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -156,7 +148,7 @@ async fn held_by(
     client: &Client,
     node: NodeId,
     keys: &BTreeSet<Bytes>,
-) -> Result<BTreeMap<Bytes, Held>, ClientError> {
+) -> Result<BTreeMap<Bytes, Version>, ClientError> {
     let mut held = BTreeMap::new();
     let mut after = Vec::new();
     loop {
@@ -171,10 +163,10 @@ async fn held_by(
     }
 }
 
-fn held_row(row: CellRow) -> Option<(Bytes, Held)> {
+fn held_row(row: CellRow) -> Option<(Bytes, Version)> {
     let value =
         (row.kind.as_deref() != Some("tombstone")).then(|| Bytes::from(row.value.unwrap_or_default()));
-    Some((Bytes::from(row.partition?), Held { stamp: Stamp(row.stamp?), value }))
+    Some((Bytes::from(row.partition?), Version { stamp: Stamp(row.stamp?), value }))
 }
 
 /// The keys whose replicas do not hold the same.
