@@ -527,6 +527,51 @@ fn run(command: &mut Command) -> bool {
     command.output().is_ok_and(|output| output.status.success())
 }
 
+// ------------------------------------------------------------------------------------------------ the drill program
+
+#[test]
+fn a_drill_loses_nothing_draws_its_page_and_cleans_up() {
+    let directory = tempfile::tempdir().unwrap();
+    let (scratch, page) = (directory.path().join("scratch"), directory.path().join("page.html"));
+    let output = drill(&scratch, &page).args(["--seconds", "3", "--clients", "8"]).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert_eq!(output.status.code(), Some(0), "{said}\n{}", String::from_utf8_lossy(&output.stderr));
+    for line in ["lost                  0\n", "stale                 0\n", "repeat                drill"] {
+        assert!(said.contains(line), "{said}");
+    }
+    assert!(fs::read_to_string(page).unwrap().contains("<svg"));
+    assert!(!scratch.exists(), "a drill that found nothing leaves nothing");
+}
+
+#[test]
+fn however_a_drill_ends_its_servers_end_with_it() {
+    for signal in ["INT", "TERM", "KILL"] {
+        let directory = tempfile::tempdir().unwrap();
+        let scratch = directory.path().join("scratch");
+        let mut drill = drill(&scratch, &directory.path().join("page.html")).spawn().unwrap();
+        wait_until("the servers of the drill are ready", || {
+            (0..4).all(|id| scratch.join(format!("data/{id}/READY")).exists())
+        });
+        let nodes = fs::read_to_string(scratch.join("nodes.txt")).unwrap();
+        assert!(run(Command::new("sh").args(["-c", &format!("kill -{signal} {}", drill.id())])));
+        let code = drill.wait().unwrap().code();
+        for address in nodes.lines() {
+            wait_until("nobody listens any more", || std::net::TcpStream::connect(address).is_err());
+        }
+        if signal != "KILL" {
+            assert_eq!(code, Some(130));
+            assert!(!scratch.exists());
+        }
+    }
+}
+
+fn drill(scratch: &Path, page: &Path) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_drill"));
+    command.arg("--dir").arg(scratch).arg("--report").arg(page);
+    command.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped());
+    command
+}
+
 // ------------------------------------------------------------------------------------------------ refusals
 
 #[test]

@@ -20,7 +20,7 @@ use tokio::signal::unix::{SignalKind, signal};
 #[command(version)]
 struct Arguments {
     /// How long, in seconds [default: 60; a scenario: 15]
-    #[arg(long, value_parser = clap::value_parser!(u64).range(5..=86_400))]
+    #[arg(long, value_parser = clap::value_parser!(u64).range(3..=86_400))]
     seconds: Option<u64>,
     /// Draws faults and load; the same seed draws the same
     #[arg(long, default_value_t = 1)]

@@ -14,6 +14,7 @@
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -124,7 +125,7 @@ impl Cluster {
     /// Puts the data of server `id` on a small disk of its own, which can be filled. Says whether that is possible: it
     /// takes the right to mount.
     pub fn give_small_disk(&mut self, id: usize) -> bool {
-        self.disk = SmallDisk::mount(id, &self.data(id));
+        self.disk = SmallDisk::mount(&self.data(id));
         self.disk.is_some()
     }
 
@@ -422,18 +423,28 @@ async fn free_addresses(count: usize) -> Result<Vec<Address>, DrillError> {
     Err(DrillError::NoPorts { count })
 }
 
-/// A small disk mounted on a directory; unmounted when dropped.
+/// A small disk mounted on a directory; unmounted when dropped, or when this process ends in whatever way.
 struct SmallDisk {
     path: PathBuf,
+    /// A process that unmounts the disk once nobody holds the other end of its input.
+    keeper: Child,
 }
 
 impl SmallDisk {
-    fn mount(_: usize, path: &Path) -> Option<SmallDisk> {
+    fn mount(path: &Path) -> Option<SmallDisk> {
         fs::create_dir_all(path).ok()?;
-        let mut command = Command::new("mount");
-        command.args(["-t", "tmpfs", "-o", SMALL_DISK, "tmpfs"]).arg(path);
-        let mounted = command.output().is_ok_and(|output| output.status.success());
-        mounted.then(|| SmallDisk { path: path.to_owned() })
+        let mut mount = Command::new("mount");
+        mount.args(["-t", "tmpfs", "-o", SMALL_DISK, "tmpfs"]).arg(path);
+        let mounted = mount.output().is_ok_and(|output| output.status.success());
+        if !mounted {
+            return None;
+        }
+        let mut keeper = Command::new("sh");
+        // Lazily: a server may still be about to close its files.
+        keeper.args(["-c", "read -r _; umount -l \"$1\"", "sh"]).arg(path);
+        keeper.process_group(0).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
+        let keeper = keeper.spawn().ok()?;
+        Some(SmallDisk { path: path.to_owned(), keeper })
     }
 
     fn ballast(&self) -> PathBuf {
@@ -455,8 +466,8 @@ impl SmallDisk {
 
 impl Drop for SmallDisk {
     fn drop(&mut self) {
-        // Lazily: a server may still be about to close its files.
-        let _ = Command::new("umount").arg("-l").arg(&self.path).output();
+        drop(self.keeper.stdin.take());
+        let _ = self.keeper.wait(); // it has nothing to say
     }
 }
 

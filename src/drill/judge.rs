@@ -70,10 +70,12 @@ fn linear(judgement: &Judgement) -> String {
     if !linear.gave_up.is_empty() {
         sentence.push_str(&format!("; {} given up: too many at once", linear.gave_up.len()));
     }
-    for (why, keys) in &linear.left_out {
-        sentence.push_str(&format!("; not searched: {} {why}", text::plural(*keys as u64, "key", "keys")));
+    let left_out = linear.left_out.iter();
+    let left_out = left_out.map(|(why, keys)| format!("{} {why}", text::plural(*keys as u64, "key", "keys")));
+    match left_out.collect::<Vec<_>>().join(", ").as_str() {
+        "" => sentence,
+        left_out => format!("{sentence}; not searched: {left_out}"),
     }
-    sentence
 }
 
 /// Writes every operation down, one a line.

@@ -2,11 +2,13 @@
 //!
 //! Each client asks one thing at a time: mostly QUORUM puts and gets, some removals, and some at ONE and ALL. Every put
 //! writes a value that nobody else writes. A client rests a little between two operations, so that a run has an even
-//! rate of its own from which a fault can be told, whatever the machine can do.
+//! rate of its own from which a fault can be told, whatever the machine can do. And it keeps to the keys of one server's
+//! range: who waits for keys that a fault has hit does not hold up the others, and the cost is seen to be a share.
 //!
 //! What must always be true: an operation stands in the history with what its client was told and nothing better. What
 //! may have happened is [`Told::Unknown`].
 
+use std::ops::Range;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -122,6 +124,7 @@ impl Load {
                 random: fastrand::Rng::with_seed(
                     self.seed.wrapping_mul(1_000_003).wrapping_add(number as u64),
                 ),
+                own: self.range(number, nodes.len()),
                 keys: self.keys.clone(),
                 seed: self.seed,
                 log: log.clone(),
@@ -130,6 +133,13 @@ impl Load {
             tasks.spawn(caller.run(stopped.clone()));
         }
         Clients { stop, tasks }
+    }
+
+    /// The keys of client `number`: those of one of `servers` equal parts of the ring, or all if there are too few.
+    fn range(&self, number: usize, servers: usize) -> Range<usize> {
+        let part = number % servers;
+        let own = part * self.keys.len() / servers..(part + 1) * self.keys.len() / servers;
+        if own.is_empty() { 0..self.keys.len() } else { own }
     }
 }
 
@@ -148,6 +158,8 @@ struct Caller {
     client: Client,
     random: fastrand::Rng,
     keys: Vec<Bytes>,
+    /// Which of the keys are this client's.
+    own: Range<usize>,
     seed: u64,
     log: Arc<Log>,
     puts: u64,
@@ -164,7 +176,7 @@ impl Caller {
     }
 
     fn draw(&mut self) -> (Bytes, Level, Asked) {
-        let index = self.random.usize(..self.keys.len());
+        let index = self.random.usize(self.own.clone());
         let asked = match self.random.u8(..100) {
             0..45 => Asked::Put(self.value()),
             45..50 => Asked::Remove,
@@ -266,6 +278,18 @@ mod tests {
         keys.sort();
         keys.dedup();
         assert_eq!(keys.len(), 100);
+    }
+
+    #[test]
+    fn a_client_keeps_to_the_keys_of_one_server_and_together_they_use_all() {
+        let load = Load { clients: 8, keys: keys(100, 7), seed: 1 };
+        let ring = Ring::even(4, 3);
+        for number in 0..8 {
+            let own = load.range(number, 4);
+            assert!(load.keys[own].iter().all(|key| ring.replicas(key)[0].0 as usize == number % 4));
+        }
+        let few = Load { keys: keys(2, 7), ..load };
+        assert_eq!([0, 1, 2, 3].map(|number| few.range(number, 4)), [0..2, 0..1, 0..2, 1..2]);
     }
 
     #[test]

@@ -499,3 +499,64 @@ fn escaped(text: &str) -> String {
 fn push(out: &mut String, text: std::fmt::Arguments<'_>) {
     out.write_fmt(text).expect("writing to memory cannot fail");
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::report::tests::report;
+    use super::*;
+
+    #[test]
+    fn the_page_shows_the_numbers_the_faults_and_the_story() {
+        let page = render(&report());
+        for wanted in [
+            "<h1>What a crash costs</h1>",
+            "4 servers, 3 copies of each key · 2 clients on 5 keys · 10 s · seed 7",
+            "<b>2</b><span>operations acknowledged</span>",
+            "<b>0</b><span>acknowledged writes lost</span>",
+            "<title>down, 2.00 s</title>",
+            "<title>link cut: hears nothing from 1, 1.00 s</title>",
+            "<title>no QUORUM success for 4.00 s</title>",
+            ">server 3</text>",
+            "kill -9 server 1 &lt;now&gt;",
+            "drill --seconds 10 --seed 7",
+            "prefers-color-scheme: dark",
+        ] {
+            assert!(page.contains(wanted), "no {wanted} in:\n{page}");
+        }
+        assert!(page.trim_end().ends_with("</html>"));
+    }
+
+    #[test]
+    fn the_page_needs_nothing_from_elsewhere() {
+        let page = render(&report());
+        for foreign in ["http", "//", "<script", "<link", "<img", "@import", "url(", "src="] {
+            assert!(!page.contains(foreign), "{foreign}");
+        }
+    }
+
+    #[test]
+    fn a_broken_promise_is_on_the_page_in_red() {
+        let mut report = report();
+        assert!(report.passed());
+        report.lost = 1;
+        report.findings = vec!["lost write, key <a>".to_owned()];
+        assert!(!report.passed());
+        let page = render(&report);
+        assert!(page.contains("<div class=\"card bad\"><b>1</b><span>acknowledged writes lost</span>"));
+        assert!(page.contains("lost write, key &lt;a&gt;"));
+        assert!(report.to_text().contains("BROKEN PROMISE  lost write"));
+    }
+
+    #[test]
+    fn axes_end_at_numbers_that_people_use() {
+        let nice: Vec<f64> = [0.0, 1.0, 11.0, 1_410.0, 999.0].into_iter().map(nice_above).collect();
+        assert_eq!(nice, [1.0, 1.0, 12.0, 1_500.0, 1_000.0]);
+    }
+
+    #[test]
+    fn an_empty_run_has_a_page_too() {
+        let mut report = report();
+        (report.end_us, report.slices, report.marks) = (0, Vec::new(), Vec::new());
+        assert!(!render(&report).contains("NaN"));
+    }
+}

@@ -176,7 +176,7 @@ impl Report {
         let Agreement { by, took_us, differed, differ } = &self.agreement;
         let after = format!("{} after the clients stopped", seconds(*took_us));
         match by {
-            By::Themselves => format!("{after}, by hints alone"),
+            By::Themselves => format!("{after}, without a read"),
             By::Reads => {
                 format!("{after}; {} had to be read for it", text::plural(*differed as u64, "key", "keys"))
             }
@@ -226,5 +226,65 @@ impl Report {
                 .expect("writing to memory cannot fail");
         }
         out
+    }
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::super::judge::Verdict;
+    use super::super::timeline::Kind;
+    use super::super::timeline::tests::{found, operation};
+    use super::*;
+    use crate::check::History;
+
+    /// Of ten seconds with a crash and a cut.
+    pub(crate) fn report() -> Report {
+        let operations =
+            vec![operation(1_000_000, 2_000_000, found()), operation(5_500_000, 6_000_000, found())];
+        let mark = |server, kind, from_us, until_us, text: &str| Mark {
+            server,
+            kind,
+            from_us,
+            until_us: Some(until_us),
+            text: text.to_owned(),
+        };
+        let seen = Seen {
+            history: &History { operations },
+            marks: &[
+                mark(1, Kind::Down, 2_000_000, 4_000_000, ""),
+                mark(2, Kind::Cut, 3_000_000, 4_000_000, "hears nothing from 1"),
+            ],
+            end_us: 10_000_000,
+            agreement: &Agreement { by: By::Themselves, took_us: 50_000, differed: 0, differ: 0 },
+            verdict: &Verdict { linear: "1 of 1 key".to_owned(), ..Verdict::default() },
+            notes: &BTreeMap::new(),
+        };
+        let setting = Setting {
+            title: "what a crash costs".to_owned(),
+            command: "drill --seconds 10 --seed 7".to_owned(),
+            seed: 7,
+            seconds: 10,
+            servers: 4,
+            copies: 3,
+            clients: 2,
+            keys: 5,
+        };
+        let events = [Event { at_us: 2_000_000, text: "kill -9 server 1 <now>".to_owned() }];
+        Report::of(&seen, Vec::new(), BTreeMap::from([("crash", 1)]), &events, &setting)
+    }
+
+    #[test]
+    fn the_text_says_what_it_came_to() {
+        let text = report().to_text();
+        for line in [
+            "operations            2 (0 a second)",
+            "faults                1 crash",
+            "lost                  0",
+            "longest outage        4.00 s, from 2.0 s to 6.0 s (kill -9 server 1 <now>)",
+            "full agreement        0.05 s after the clients stopped, without a read",
+            "repeat                drill --seconds 10 --seed 7",
+        ] {
+            assert!(text.contains(line), "no {line:?} in {text}");
+        }
     }
 }
