@@ -32,6 +32,9 @@ const START_MAX: Duration = Duration::from_secs(60);
 /// How often somebody who waits looks.
 const LOOK_EVERY: Duration = Duration::from_millis(10);
 
+/// Of the server program's processes.
+const SERVER_NAME: &str = "server";
+
 /// Ports that are tried, below those that the system gives to clients: a restarted server must find its port free.
 const PORTS: std::ops::Range<u16> = 20_000..32_000;
 
@@ -349,13 +352,16 @@ impl Cluster {
         self.pid(id).is_some_and(|pid| kill_process(pid, signal).is_ok())
     }
 
-    /// Of a server of others: what it wrote down itself.
+    /// Of a server of others: what it wrote down itself, if that still is a server. A killed one leaves its number
+    /// behind, which by now may be anybody's.
     fn pid(&self, id: usize) -> Option<Pid> {
         if self.is_own() {
             return self.servers[id].child.as_ref().map(Pid::from_child);
         }
         let text = fs::read_to_string(self.data(id).join("READY")).ok()?;
-        Pid::from_raw(text.trim().parse().ok().filter(|pid| *pid > 1)?)
+        let name = fs::read_to_string(format!("/proc/{}/comm", text.trim())).ok()?;
+        let pid = text.trim().parse().ok().filter(|pid| name.trim() == SERVER_NAME && *pid > 1)?;
+        Pid::from_raw(pid)
     }
 
     fn data(&self, id: usize) -> PathBuf {

@@ -405,13 +405,14 @@ impl Task {
 
 fn attach(directory: &Path, story: &Story) -> Result<(Cluster, Abilities), DrillError> {
     let cluster = Cluster::of_others(directory.to_owned())?;
-    let freezable = (0..cluster.len()).all(|id| cluster.can_freeze(id));
-    if freezable {
-        story.line("these servers are not the drill's own: it freezes them now and then and does nothing else to them.");
+    let freezable = (0..cluster.len()).any(|id| cluster.can_freeze(id));
+    story.line("these servers are not the drill's own:");
+    story.line(if freezable {
+        "  those that are processes of this machine and user are frozen now and then; nothing else is done to them"
     } else {
-        story.line("these servers are not the drill's own, nor processes of this machine and user: it does nothing to them.");
-    }
-    story.line("crash some yourself, kill -9 PID, and start them again: it will be seen.\n");
+        "  they are no processes of this machine and user, so nothing is done to them"
+    });
+    story.line("  crash some yourself, kill -9 PID, and start them again: it will be seen\n");
     Ok((cluster, if freezable { Abilities::FreezeOnly } else { Abilities::None }))
 }
 

@@ -39,8 +39,11 @@ const STYLE: &str = "
   --ack: #2f6fbf; --ack-fill: #2f6fbf33; --refused: #d9822b; --unknown: #a23bb0; --outage: #d6454522;
   --p50: #16857a; --p99: #000000; --down: #cf3b3b; --frozen: #3d8fd1; --cut: #d9822b; --disk: #8a6a4f; --skew: #7b52c7;
   --good: #1b7f4b; --bad: #c22f2f; }
-  body { padding: 0; } .story { break-before: page; } }
-@page { size: A4 landscape; margin: 12mm; }
+  body { padding: 0 !important; font-size: 11px !important; } h1 { font-size: 20px !important; }
+  h2 { font-size: 14px !important; margin-top: 14px !important; } .card b { font-size: 17px !important; }
+  .card span, .story { font-size: 10px !important; } .cards { grid-template-columns: repeat(6, 1fr) !important; }
+  code { font-size: 10px !important; } ul.checks li { margin: 3px 0 !important; } h2, svg { break-inside: avoid; } }
+@page { size: A4 portrait; margin: 12mm; }
 * { box-sizing: border-box; -webkit-print-color-adjust: exact; print-color-adjust: exact; }
 body { margin: 0 auto; max-width: 1240px; padding: 28px 20px 40px; background: var(--paper); color: var(--ink);
   font: 16px/1.45 system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif; }

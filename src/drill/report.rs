@@ -10,8 +10,8 @@ use super::story::failures;
 use super::timeline::{Event, Gap, Mark, Outcome, Slice, longest_outage, outages, outcome, slices};
 use crate::client::text;
 
-/// Slices of a run, about.
-const SLICES: u64 = 180;
+/// Slices of a run, at most.
+const SLICES_MAX: u64 = 180;
 
 /// Least width of a slice (µs).
 const SLICE_MIN_US: u64 = 100_000;
@@ -102,7 +102,8 @@ impl Report {
         let operations = &seen.history.operations;
         let count =
             |which: Outcome| operations.iter().filter(|operation| outcome(operation) == which).count() as u64;
-        let slice_us = (seen.end_us / SLICES).max(SLICE_MIN_US);
+        let slices_wanted = (seen.end_us / SLICE_MIN_US).clamp(1, SLICES_MAX);
+        let slice_us = seen.end_us.div_ceil(slices_wanted).max(1);
         let outage = longest_outage(seen.history, seen.end_us);
         let last = events.iter().rev().find(|event| event.at_us <= outage.from_us + SLICE_MIN_US);
         Report {

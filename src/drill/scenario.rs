@@ -217,7 +217,7 @@ pub static EVERY: [Scenario; 9] = [
     },
     Scenario {
         name: "freeze",
-        title: "a server stops in the middle of everything, its connections open, and goes on later",
+        title: "a server freezes: its connections stay open, and it says nothing",
         settings: "",
         keys: None,
         plan: |ms| vec![strike(ms, 25, 65, Fault::Freeze(vec![3]))],
