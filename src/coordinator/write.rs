@@ -10,13 +10,18 @@
 //!   write began: the two are concurrent, either may win, and *behind* acknowledges. A replica that did not answer
 //!   before may hold something old and unknown, so its first *behind* does not.
 //!
+//!   And once a quorum has said *applied* in one round, no earlier acknowledged write is unknown any more: it would share
+//!   a replica with that quorum, which would have said *behind*. What a further replica is *behind* of is concurrent or
+//!   later, so above a quorum (ALL) *behind* acknowledges then. To send again would do harm: readers may have seen the
+//!   write and others overwritten it, and it would come back over them.
+//!
 //! Each round hears from at least one replica more, so there are at most as many rounds as replicas; with clocks that
 //! agree there is one.
 
 use crate::answer::{ApplyAnswer, Failure, NodeId};
 use crate::cell::Stamp;
 
-use super::level::Level;
+use super::level::{Level, quorum};
 
 /// The state of one write.
 #[derive(Debug)]
@@ -143,8 +148,10 @@ impl WriteOp {
         let behind = self.slots.iter().filter(|slot| !self.acknowledges(slot));
         let told: Vec<Stamp> = behind.filter_map(Slot::behind).collect();
         match told.iter().max() {
-            Some(largest) if acknowledged + waiting + told.len() >= self.needed => Verdict::Restamp(*largest),
-            _ => Verdict::Failed,
+            Some(_) if acknowledged + waiting + told.len() < self.needed => Verdict::Failed,
+            Some(_) if self.applied() + waiting >= quorum(self.slots.len()) => Verdict::Pending,
+            Some(largest) => Verdict::Restamp(*largest),
+            None => Verdict::Failed,
         }
     }
 
@@ -232,10 +239,16 @@ impl WriteOp {
     fn acknowledges(&self, slot: &Slot) -> bool {
         match slot.state {
             SlotState::Applied => true,
-            SlotState::Behind(_) => self.behind_acknowledges || slot.heard_before,
+            SlotState::Behind(_) => {
+                self.behind_acknowledges || slot.heard_before || self.applied() >= quorum(self.slots.len())
+            }
             SlotState::Hinted => self.level == Level::Any,
             SlotState::Waiting | SlotState::Failed(_) | SlotState::Absent => false,
         }
+    }
+
+    fn applied(&self) -> usize {
+        self.count(|slot| slot.state == SlotState::Applied)
     }
 
     fn count(&self, holds: impl Fn(&Slot) -> bool) -> usize {
@@ -352,7 +365,7 @@ mod tests {
                         prop_assert!(op.acknowledged() >= op.needed());
                         if round == 0 && level.is_strong(nodes.len()) {
                             let applied = answers[..nodes.len()].iter().filter(|a| **a == ApplyAnswer::Applied).count();
-                            prop_assert!(applied >= op.needed());
+                            prop_assert!(applied >= quorum(nodes.len()));
                         }
                         return Ok(());
                     }
