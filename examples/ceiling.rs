@@ -125,10 +125,12 @@ async fn read_frames(
         if inbox.len() < 4 + len {
             break;
         }
-        let mut frame = inbox.split_to(4 + len).freeze();
-        frame.advance(4);
-        let (kind, number) = (frame.get_u8(), frame.get_u64());
-        each(kind, number, frame);
+        inbox.advance(4);
+        let (kind, number) = (inbox.get_u8(), inbox.get_u64());
+        // A copy, for a row that is kept must not keep the whole read buffer.
+        let body = Bytes::copy_from_slice(&inbox[..4 + len - HEAD_BYTES]);
+        inbox.advance(body.len());
+        each(kind, number, body);
     }
     Ok(())
 }
