@@ -151,6 +151,21 @@ struct Member {
   8: bool hinting             // false: absent past the window or over the cap, so new writes leave no hint
 }
 
+// How equal the replicas of a range are, as the answering server, one of them, knows.
+struct RangeState {
+  1: i32 owner                // the first replica
+  2: i64 provenUpto           // all replicas hold the same up to this stamp; 0: that was not proven yet
+  3: i64 provenAt             // when it was proven (microseconds since 1970)
+  4: string notNow            // why it is not proven just now; empty: it is
+  5: i64 cells                // it holds here, as far as its leaves are summed up
+  6: i64 leavesPending        // leaves to be summed up again
+  7: i64 deadCells            // deletions and expiring values that are not collected yet
+  8: i64 deadBytes
+  9: string uncollected       // why they stay; empty: none, or they are about to go
+  10: i64 collectedUpto       // deletions up to this stamp were collected
+  11: string refilling        // how far this server is with getting back what it lost; empty: it lacks nothing
+}
+
 struct Description {
   1: string cluster
   2: i32 id                   // of the answering server
@@ -159,6 +174,7 @@ struct Description {
   5: list<Member> members     // in ring order; index is not id
   6: string version
   7: string durability        // "power-loss" or "process-crash"
+  8: list<RangeState> ranges  // those of which the answering server is a replica
 }
 
 struct Stats {
@@ -289,9 +305,91 @@ struct PeerCells {
   4: bool complete            // false: there are more cells than were asked for
 }
 
+// What replicas ask each other in order to become equal (docs/reconciliation.md).
+enum PeerAsks {
+  PROMISE = 1                 // what may still come from you, and what you remember of me
+  COMPARE = 2                 // are your cells in these spans the same?
+  VERSIONS = 3                // list the versions of a stretch
+  FETCH = 4                   // the cells under these keys
+  GIVE = 5                    // take these cells
+  CLOSE = 6                   // take no more writes up to this stamp
+  OUTCOME = 7                 // how the comparison of a range ended
+}
+
+// Which cells are compared: stamps up to `upto` and beyond `beyond`; not dead ones that the horizon covers.
+struct PeerCut {
+  1: i64 upto
+  2: i64 beyond
+  3: i64 collected            // the horizon: dead cells up to this stamp count as gone ...
+  4: i64 expired              // ... if they are tombstones, or expired by this second
+}
+
+// The cells from the end of the span before it, or from the start asked for, up to but without `before`.
+struct PeerSpan {
+  1: binary before           // an engine key
+  2: i64 cells
+  3: binary digest            // 16 bytes: the sum of their hashes
+}
+
+struct PeerVersion {
+  1: binary engineKey
+  2: i64 stamp
+  3: binary hash              // 16 bytes
+}
+
+struct PeerHeld {
+  1: binary engineKey
+  2: binary cell              // encoding of cell.rs
+}
+
+// What one server remembers of another's log: an answer that claims less comes from an older copy of its files.
+struct PeerMemory {
+  1: i64 incarnation          // of its files; 0: nothing is remembered
+  2: i64 logged               // how many rows it had logged
+}
+
+// Which fields count depends on `asks`.
+struct PeerReconcile {
+  1: i64 epoch
+  2: PeerAsks asks
+  3: i32 range                // index in the ring's order
+  4: PeerCut cut
+  5: binary start             // an engine key
+  6: binary before            // an engine key
+  7: list<PeerSpan> spans
+  8: bool quick               // do not scan: say that it is not known
+  9: list<binary> keys
+  10: list<PeerHeld> cells
+  11: i64 wall                // microseconds since 1970
+  12: string why              // what stands against a proof; empty: it is one
+  13: PeerMemory memory       // of the asked server
+  14: PeerMemory claim        // of the asking server
+  15: bool whole              // the asking server lacks nothing that it once had
+}
+
+struct PeerReconciled {
+  1: string refused           // why there is no answer; empty when there is one
+  2: i64 clock
+  3: i64 pause                // microseconds for which the answering server wants to be left alone
+  4: i64 promise              // it sends no writes below this stamp any more
+  5: string waits             // what holds its promise back, or empty
+  6: i64 wall                 // microseconds since 1970
+  7: list<i32> tables         // those with cells
+  8: PeerCut cut              // of the range asked about: only the horizon
+  9: list<i32> verdicts       // one for each span: 0 the same, 1 not the same, 2 not known yet
+  10: list<PeerVersion> versions
+  11: binary reached          // all versions below this engine key are listed
+  12: list<PeerHeld> cells
+  13: i32 handled             // of the keys or cells sent, the first so many were looked at
+  14: PeerMemory memory       // of the asking server
+  15: PeerMemory claim        // of the answering server
+  16: bool whole              // the answering server lacks nothing of this range that it once had
+}
+
 service Peer {
   PeerWelcome peerHello(1: PeerHello request)
   PeerPong peerPing(1: PeerPing request)
   PeerApplied peerApply(1: PeerApply request)
   PeerCells peerRead(1: PeerRead request)
+  PeerReconciled peerReconcile(1: PeerReconcile request)
 }

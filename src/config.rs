@@ -222,6 +222,29 @@ settings! {
         /// Milliseconds until handoff to a server that is up is tried again after a failure.
         handoff_retry_ms: u64 = 1_000, 10 to 3_600_000;
     }
+    "reconciliation" {
+        /// Compare the replicas of every range all the time and make them equal, without waiting for reads. Without it,
+        /// what neither hints nor reads reach stays different, and no deletion is ever collected.
+        reconciliation: bool = true;
+        /// Milliseconds between two comparisons of a range in which nothing differs.
+        reconcile_round_ms: u64 = 1_000, 10 to 3_600_000;
+        /// Milliseconds for which new cells are left out: most are on their way to every replica anyway.
+        reconcile_lag_ms: u64 = 1_000, 0 to 3_600_000;
+        /// Cells looked at in one step, between which requests of clients get their turn: about half a millisecond.
+        reconcile_step_cells: usize = 512, 1 to 100_000;
+        /// Cells of one list of versions.
+        reconcile_list_cells: usize = 1_024, 1 to 10_000;
+        /// Cells of one message that brings cells.
+        reconcile_batch_cells: usize = 256, 1 to 10_000;
+        /// Bytes of one message that brings cells; a single larger one is a message nonetheless.
+        reconcile_batch_bytes: usize = 1_048_576, 1_000 to 100_000_000;
+        /// Share of its time (0 to 1) a server spends on comparing one range while clients send requests ...
+        reconcile_share_busy: f64 = 0.01, 0 to 1;
+        /// ... and on sending and taking in what differs ...
+        reconcile_mend_share_busy: f64 = 0.1, 0 to 1;
+        /// ... and on both while no clients come.
+        reconcile_share_idle: f64 = 0.25, 0 to 1;
+    }
     "liveness" {
         /// Milliseconds between two heartbeats on the connection to each other server.
         heartbeat_ms: u64 = 200, 10 to 60_000;
@@ -315,6 +338,11 @@ impl Config {
                 "with handoff_batch_mutations it must fit message_bytes_max, or no hint could be delivered"
                     .to_owned();
             return Some(("handoff_batch_bytes", self.handoff_batch_bytes.to_string(), why));
+        }
+        let reconcile_bytes = self.reconcile_batch_bytes.saturating_add(MESSAGE_OVERHEAD_BYTES);
+        if reconcile_bytes > self.message_bytes_max {
+            let why = "it must fit message_bytes_max, or no cell could be exchanged".to_owned();
+            return Some(("reconcile_batch_bytes", self.reconcile_batch_bytes.to_string(), why));
         }
         if self.down_after_intervals <= self.suspect_after_intervals {
             let why = "it must be above suspect_after_intervals: Suspect comes before Down".to_owned();

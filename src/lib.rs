@@ -29,6 +29,7 @@ pub mod store;
 // The other servers, and this one as one of them.
 pub mod handoff;
 pub mod peer;
+pub mod reconcile;
 pub mod replica;
 
 // Requests of clients: how many must answer, what each call means.

@@ -44,6 +44,11 @@ impl Mutation {
         self.cells.iter().map(|(_, cell)| cell.stamp).max().expect("a mutation has cells")
     }
 
+    /// The smallest stamp of its cells.
+    pub fn oldest_stamp(&self) -> Stamp {
+        self.cells.iter().map(|(_, cell)| cell.stamp).min().expect("a mutation has cells")
+    }
+
     /// The same mutation with every cell stamped `stamp`.
     pub fn restamped(&self, stamp: Stamp) -> Mutation {
         let restamp = |(column, cell): &(Bytes, Cell)| (column.clone(), Cell { stamp, ..cell.clone() });

@@ -138,6 +138,22 @@ stats! {
         hints_dropped
         /// Hints acknowledged by their replica.
         hints_delivered
+        /// Times the sums of a range were compared with those of another replica.
+        reconcile_comparisons
+        /// Passes through a range that ended early, because a replica did not answer or a store failed.
+        reconcile_stopped
+        /// Leaves, about a thousand cells each, in which replicas differed.
+        reconcile_leaves_differing
+        /// Cells sent to other replicas because they lacked them.
+        reconcile_cells_sent
+        /// Cells got from other replicas because this server lacked them.
+        reconcile_cells_received
+        /// Bytes of the cells sent.
+        reconcile_bytes_sent
+        /// Bytes of the cells received.
+        reconcile_bytes_received
+        /// Mutations stored by this server because reconciliation brought them.
+        reconcile_cells_taken
         /// Mutations stored by this server as a replica.
         mutations_applied
         /// Of those, how many found a newer version here.
@@ -180,6 +196,8 @@ stats! {
         commit
         /// Memtables written to data.db, from freeze to forgetting the log.
         flush
+        /// From when replicas of a range were found to differ until they were equal.
+        reconcile_heal
     }
     sizes {
         /// Mutations in one transaction of the commit log.

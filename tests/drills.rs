@@ -219,7 +219,7 @@ fn a_graceful_stop_under_load_loses_nothing() {
 
 #[test]
 fn without_handoff_a_quorum_read_mends_a_stale_replica() {
-    let cluster = stale_server_3("handoff = false\n");
+    let cluster = stale_server_3("handoff = false\nreconciliation = false\n");
     let mut client = cluster.client(3);
     assert_eq!(client.classic_get(137, "ONE").unwrap().as_deref(), Some("old"), "its own copy is stale");
     assert_eq!(client.classic_get(137, "QUORUM").unwrap().as_deref(), Some("new"));
@@ -229,7 +229,7 @@ fn without_handoff_a_quorum_read_mends_a_stale_replica() {
 
 #[test]
 fn without_read_repair_a_stale_replica_stays_stale() {
-    let cluster = stale_server_3("handoff = false\nread_repair = false\n");
+    let cluster = stale_server_3("handoff = false\nread_repair = false\nreconciliation = false\n");
     let mut client = cluster.client(3);
     assert_eq!(client.classic_get(137, "QUORUM").unwrap().as_deref(), Some("new"));
     assert_eq!(client.classic_get(137, "ONE").unwrap().as_deref(), Some("old"));
@@ -238,7 +238,7 @@ fn without_read_repair_a_stale_replica_stays_stale() {
 
 #[test]
 fn with_handoff_alone_a_recovered_server_is_mended_without_a_read() {
-    let cluster = stale_server_3("read_repair = false\n");
+    let cluster = stale_server_3("read_repair = false\nreconciliation = false\n");
     wait_until("the hint arrives", || own_value(&cluster, 3, 137).as_deref() == Some("new"));
 }
 

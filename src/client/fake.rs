@@ -102,6 +102,7 @@ fn describe(node: NodeId, nodes: &Nodes, copies: usize) -> Description {
         members: Some(members.collect()),
         version: Some("0.1.0".to_owned()),
         durability: Some("power-loss".to_owned()),
+        ranges: Some(Vec::new()),
     }
 }
 

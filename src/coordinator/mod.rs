@@ -33,11 +33,11 @@ use tokio::time::Instant;
 
 use crate::answer::{Answers, ApplyAnswer, Failure, NodeId, ReadAnswer};
 use crate::cell::{Cell, Stamp};
-use crate::clock::Clock;
 use crate::config::Config;
 use crate::handoff::Handoff;
 use crate::membership::{Members, State};
 use crate::mutation::Mutation;
+use crate::reconcile::{Outstanding, Unsettled};
 use crate::replica::{Outgoing, Replicas};
 use crate::ring::Ring;
 use crate::slice::Slice;
@@ -58,7 +58,7 @@ pub struct Coordinator {
     members: Arc<Members>,
     replicas: Replicas,
     handoff: Arc<Handoff>,
-    clock: Arc<Clock>,
+    outstanding: Arc<Outstanding>,
     stats: Arc<Stats>,
     admission: Arc<Admission>,
     /// Microseconds after which a read asks one replica more; renewed by [`Coordinator::renew_speculation`].
@@ -173,7 +173,7 @@ impl Coordinator {
         members: Arc<Members>,
         replicas: Replicas,
         handoff: Arc<Handoff>,
-        clock: Arc<Clock>,
+        outstanding: Arc<Outstanding>,
         stats: Arc<Stats>,
         seed: u64,
     ) -> Coordinator {
@@ -187,7 +187,7 @@ impl Coordinator {
             members,
             replicas,
             handoff,
-            clock,
+            outstanding,
             stats,
             admission,
             speculate_after_us,
@@ -229,20 +229,18 @@ impl Coordinator {
         let admitted = self.admit(mutation.encoded_len(), "nothing was written")?;
         let (alive, absent) = self.split_by_liveness(&mutation.partition);
         self.check_available(level, &alive, &absent, "nothing was written")?;
-        let stamp = match stamping {
-            Stamping::Clock => self.clock.stamp(),
-            Stamping::Given(stamp) => {
-                self.clock.observe(stamp);
-                stamp
-            }
+        let unsettled = match stamping {
+            Stamping::Clock => self.outstanding.begin(),
+            Stamping::Given(stamp) => self.outstanding.begin_given(stamp),
         };
+        let stamp = unsettled.stamp();
         for (_, cell) in &mut mutation.cells {
             cell.stamp = stamp;
         }
         trace.note(|| format!("server {} coordinates, stamp {stamp}, {level}", self.me));
         let op = WriteOp::new(level, &alive, &absent, stamping != Stamping::Clock);
         let deadline = start + self.config.write_timeout();
-        let round = Round { op, outgoing: Outgoing::new(mutation), stamp, admitted, deadline };
+        let round = Round { op, outgoing: Outgoing::new(mutation), unsettled, admitted, deadline };
         self.run_rounds(round, level, &absent, trace).await
     }
 
@@ -259,10 +257,11 @@ impl Coordinator {
             let mut hints = self.hint(&round, absent, trace);
             match self.await_verdict(&mut round, &mut answers, &mut hints, trace).await {
                 Verdict::Restamp(above) => {
-                    round.stamp = self.clock.stamp_above(above);
-                    trace.note(|| format!("replicas are ahead: once more with stamp {}", round.stamp));
+                    round.unsettled = self.outstanding.begin_above(above);
+                    let stamp = round.unsettled.stamp();
+                    trace.note(|| format!("replicas are ahead: once more with stamp {stamp}"));
                     self.stats.writes_restamped.count();
-                    round.outgoing = Outgoing::new(round.outgoing.mutation().restamped(round.stamp));
+                    round.outgoing = Outgoing::new(round.outgoing.mutation().restamped(stamp));
                     // Who failed in this round is not asked again: it gets the newer mutation as a hint.
                     let failed: Vec<NodeId> = round.op.failed().collect();
                     self.hint_and_forget(&round.outgoing, failed.into_iter());
@@ -397,7 +396,7 @@ impl Coordinator {
         };
         let missing = round.op.owed().filter(can_be_made_up).map(|(node, _)| node).collect();
         self.make_up(&round.outgoing, missing).await;
-        drop(round.admitted); // now nothing of this request is under way
+        drop((round.admitted, round.unsettled)); // now nothing of this request is under way
     }
 
     /// Keeps hints for the servers that miss the mutation, again and again while this server's own log is too busy.
@@ -758,15 +757,17 @@ type Hinted = Result<(), Failure>;
 struct Round {
     op: WriteOp,
     outgoing: Outgoing,
-    stamp: Stamp,
+    /// Its stamp; others are told that it is under way.
+    unsettled: Unsettled,
     admitted: Admitted,
     deadline: Instant,
 }
 
 impl Round {
     fn written(&self) -> Written {
-        let newer = self.op.newest_told().filter(|told| *told > self.stamp);
-        Written { stamp: newer.unwrap_or(self.stamp), replicas: self.op.holding() }
+        let stamp = self.unsettled.stamp();
+        let newer = self.op.newest_told().filter(|told| *told > stamp);
+        Written { stamp: newer.unwrap_or(stamp), replicas: self.op.holding() }
     }
 
     fn refused(&self, level: Level) -> Refused {

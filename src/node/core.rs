@@ -23,6 +23,7 @@ use crate::handoff::Handoff;
 use crate::membership::Members;
 use crate::nodes::Nodes;
 use crate::peer::{Identity, Peers, Standpoint};
+use crate::reconcile::{self, Outstanding, Reconciler};
 use crate::replica::Replicas;
 use crate::ring::Ring;
 use crate::service::Service;
@@ -104,6 +105,19 @@ impl Core {
             clock.clone(),
             stats.clone(),
         ));
+        let outstanding = Outstanding::new(clock.clone());
+        let reconciler = Reconciler::new(reconcile::Parts {
+            me: id,
+            nodes: nodes.ids().collect(),
+            config: config.clone(),
+            ring: ring.clone(),
+            members: members.clone(),
+            store: store.clone(),
+            peers: peers.clone(),
+            clock: clock.clone(),
+            stats: stats.clone(),
+            outstanding: outstanding.clone(),
+        })?;
         let coordinator = Arc::new(Coordinator::new(
             id,
             config.clone(),
@@ -111,14 +125,15 @@ impl Core {
             members.clone(),
             replicas.clone(),
             handoff.clone(),
-            clock.clone(),
+            outstanding,
             stats.clone(),
             generation as u64,
         ));
-        let background = vec![
+        let mut background = vec![
             tokio::spawn(handoff.clone().run(members.take_returns())),
             tokio::spawn(renew_speculation(coordinator.clone())),
         ];
+        background.extend(reconciler.start());
         let (look_round, looked_round) = watch::channel(true);
         let service = Arc::new(Service {
             identity,
@@ -130,6 +145,7 @@ impl Core {
             replicas,
             peers,
             handoff,
+            reconciler,
             coordinator: coordinator.clone(),
             clock,
             stats,

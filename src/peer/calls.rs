@@ -13,6 +13,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::answer::{AnswerTo, ApplyAnswer, Failure, ReadAnswer};
+use crate::thrift::chord::PeerReconciled;
 
 /// Bounds and deadlines of the calls to one server.
 #[derive(Clone, Copy, Debug)]
@@ -47,6 +48,8 @@ pub(super) enum Asked {
         /// Who is told.
         to: AnswerTo<ReadAnswer>,
     },
+    /// Something of reconciliation.
+    Reconcile(AnswerTo<Result<PeerReconciled, Failure>>),
 }
 
 impl Asked {
@@ -56,6 +59,7 @@ impl Asked {
             Asked::Apply(to) => to.send(ApplyAnswer::Failed(failure)),
             Asked::ApplyBatch { to, .. } => to.send(Err(failure)),
             Asked::Read { to, .. } => to.send(ReadAnswer::Failed(failure)),
+            Asked::Reconcile(to) => to.send(Err(failure)),
         }
     }
 

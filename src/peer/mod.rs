@@ -36,8 +36,8 @@ use crate::membership::Members;
 use crate::nodes::Nodes;
 use crate::slice::Slice;
 use crate::stats::Stats;
-use crate::thrift::chord::PeerRead;
-use crate::thrift::method::Read;
+use crate::thrift::chord::{PeerRead, PeerReconcile, PeerReconciled};
+use crate::thrift::method::{Read, Reconcile};
 use calls::Asked;
 pub use greeting::{Identity, PEER_PROTOCOL_VERSION, check_hello, check_welcome};
 use link::Link;
@@ -54,6 +54,9 @@ pub trait Peers: Send + Sync + 'static {
 
     /// Asks server `to.node()` for a slice.
     fn read(&self, slice: &Slice, to: AnswerTo<ReadAnswer>);
+
+    /// Asks server `to.node()` something of reconciliation (`peerReconcile` of chord.thrift).
+    fn reconcile(&self, request: PeerReconcile, to: AnswerTo<Result<PeerReconciled, Failure>>);
 
     /// How long server `node` lately took to answer a read, smoothed, in microseconds; 0: not known.
     fn latency_us(&self, node: NodeId) -> u64;
@@ -92,6 +95,12 @@ const ATTEMPTS_LOOK: Duration = Duration::from_millis(1);
 
 /// Bytes of a read frame beside the keys in it, at most.
 const READ_OVERHEAD_BYTES: usize = 128;
+
+/// Bytes of a reconcile frame beside the keys and lists in it, at most.
+const RECONCILE_OVERHEAD_BYTES: usize = 512;
+
+/// Bytes of one item of its lists beside the keys and cells in it, at most.
+const RECONCILE_ITEM_BYTES: usize = 64;
 
 impl Links {
     /// Starts to dial every other server on `nodes`. Must be called on the runtime whose threads are to do it.
@@ -186,12 +195,31 @@ impl Peers for Links {
             frame::write_call::<Read>(sequence, &read_request(self.epoch, slice), out);
         });
     }
+
+    fn reconcile(&self, request: PeerReconcile, to: AnswerTo<Result<PeerReconciled, Failure>>) {
+        let node = to.node();
+        self.ask(node, Asked::Reconcile(to), reconcile_bytes(&request), |sequence, out| {
+            frame::write_call::<Reconcile>(sequence, &Box::new(request), out);
+        });
+    }
 }
 
 impl Drop for Links {
     fn drop(&mut self) {
         self.close();
     }
+}
+
+/// Bytes of a reconcile frame, at most.
+fn reconcile_bytes(request: &PeerReconcile) -> usize {
+    let of = |bytes: &Option<Vec<u8>>| bytes.as_ref().map_or(0, Vec::len);
+    let spans = request.spans.iter().flatten().map(|span| RECONCILE_ITEM_BYTES + of(&span.before));
+    let keys = request.keys.iter().flatten().map(|key| RECONCILE_ITEM_BYTES + key.len());
+    let cells = request.cells.iter().flatten();
+    let cells = cells.map(|held| RECONCILE_ITEM_BYTES + of(&held.engine_key) + of(&held.cell));
+    let why = request.why.as_ref().map_or(0, String::len);
+    let alone = RECONCILE_OVERHEAD_BYTES + of(&request.start) + of(&request.before) + why;
+    alone + spans.chain(keys).chain(cells).sum::<usize>()
 }
 
 /// A slice as it is asked for on the wire.

@@ -7,7 +7,7 @@ use crate::answer::{ApplyAnswer, Failure, ReadAnswer};
 use crate::cell::{Cell, Stamp};
 use crate::thrift::chord::{PeerApplied, PeerCell, PeerCells};
 use crate::thrift::codec::{self, Protocol, ReplyError};
-use crate::thrift::method::{Apply, Method, Nothing, Read};
+use crate::thrift::method::{Apply, Method, Nothing, Read, Reconcile};
 
 /// What a reply said beside its answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,6 +42,18 @@ pub(super) fn answer(asked: Asked, sequence: i32, message: &[u8]) -> Result<Asid
                 Ok(_) => to.send(Ok(answers)),
                 Err(_) => to.send(Err(Failure::ConnectionLost)),
             }
+            Ok(Aside { clock: clock?, failed })
+        }
+        Asked::Reconcile(to) => {
+            let (answer, clock) = match read::<Reconcile>(sequence, message) {
+                Ok(answer) => {
+                    let clock = answer.as_ref().ok().and_then(|answer| answer.clock).map(Stamp);
+                    (answer.map(|answer| *answer), Ok(clock))
+                }
+                Err(error) => (Err(Failure::ConnectionLost), Err(error)),
+            };
+            let failed = answer.is_err();
+            to.send(answer);
             Ok(Aside { clock: clock?, failed })
         }
         Asked::Read { to, .. } => {

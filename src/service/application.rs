@@ -10,6 +10,7 @@ use crate::cell::{Cell, Content, Stamp};
 use crate::coordinator::{Found, Level, Refused, Stamping, Trace};
 use crate::key::KV_TABLE;
 use crate::mutation::Mutation;
+use crate::reconcile::RangeView;
 use crate::thrift::chord::{self, *};
 use crate::thrift::connection::{Answering, Held};
 use crate::thrift::method::{Refusal, Reply};
@@ -17,6 +18,23 @@ use crate::thrift::method::{Refusal, Reply};
 use tokio::time::Instant;
 
 use super::{Service, Wrong, check_read_level, hold, kv_slice};
+
+fn range_state(range: RangeView) -> RangeState {
+    let (upto, at_us) = range.proven.unwrap_or_default();
+    RangeState {
+        owner: Some(range.owner.0 as i32),
+        proven_upto: Some(upto.0),
+        proven_at: Some(at_us),
+        not_now: Some(range.why),
+        cells: Some(range.cells as i64),
+        leaves_pending: Some(range.leaves_pending as i64),
+        dead_cells: Some(range.dead_cells as i64),
+        dead_bytes: Some(range.dead_bytes as i64),
+        uncollected: Some(String::new()),
+        collected_upto: Some(0),
+        refilling: Some(String::new()),
+    }
+}
 
 /// Longest time to live, in seconds: 20 years, as in Cassandra.
 const TTL_MAX_S: i32 = 20 * 365 * 24 * 3600;
@@ -218,6 +236,7 @@ impl Service {
             members.collect::<Vec<_>>(),
             env!("CARGO_PKG_VERSION").to_owned(),
             self.config.durability.as_str().to_owned(),
+            self.reconciler.ranges().into_iter().map(range_state).collect::<Vec<_>>(),
         )
     }
 

@@ -33,6 +33,7 @@ use crate::key::{KV_TABLE, PARTITION_KEY_BYTES_MAX};
 use crate::membership::Members;
 use crate::nodes::Nodes;
 use crate::peer::{Identity, Peers};
+use crate::reconcile::Reconciler;
 use crate::replica::Replicas;
 use crate::ring::Ring;
 use crate::slice::Slice;
@@ -62,6 +63,8 @@ pub struct Service {
     pub peers: Arc<dyn Peers>,
     /// Hints.
     pub handoff: Arc<Handoff>,
+    /// Keeps the replicas equal.
+    pub reconciler: Arc<Reconciler>,
     /// Carries out clients' requests.
     pub coordinator: Arc<Coordinator>,
     /// Stamps and wall time.
@@ -91,6 +94,12 @@ impl crate::thrift::connection::Service for Service {
         match call {
             Call::Apply(request) => self.peer_apply(session, request),
             Call::Read(request) => Answering::Now(Reply::Read(Ok(self.peer_read(session, request)))),
+            Call::Reconcile(request) => {
+                let session = session.clone();
+                later(self, async move |service| {
+                    Reply::Reconcile(Ok(Box::new(service.peer_reconcile(&session, *request).await)))
+                })
+            }
             Call::Ping(request) => Answering::Now(Reply::Ping(Ok(self.peer_ping(session, request)))),
             Call::Greet(request) => Answering::Now(Reply::Greet(Ok(self.peer_hello(session, &request)))),
 

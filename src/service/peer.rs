@@ -14,7 +14,8 @@ use crate::mutation::Mutation;
 use crate::peer::check_hello;
 use crate::slice::Slice;
 use crate::thrift::chord::{
-    PeerApplied, PeerApply, PeerCell, PeerCells, PeerHello, PeerPing, PeerPong, PeerRead, PeerWelcome,
+    PeerApplied, PeerApply, PeerCell, PeerCells, PeerHello, PeerPing, PeerPong, PeerRead, PeerReconcile,
+    PeerReconciled, PeerWelcome,
 };
 use crate::thrift::connection::{Answering, Session};
 use crate::thrift::method::{Call, Reply};
@@ -25,6 +26,9 @@ use super::Service;
 const APPLIED: i64 = 0;
 /// In the place of a stamp: the mutation was not stored.
 const REFUSED: i64 = -1;
+
+/// Nothing of this service is done on such a connection.
+const NOT_GREETED: &str = "this connection has not greeted as a member of the cluster";
 
 /// Reasons of refusal that are remembered as said; further ones are only told to the caller.
 const REFUSALS_SAID_MAX: usize = 100;
@@ -153,6 +157,17 @@ impl Service {
         }
     }
 
+    pub(super) async fn peer_reconcile(
+        &self,
+        session: &Arc<Session>,
+        request: PeerReconcile,
+    ) -> PeerReconciled {
+        match session.peer() {
+            Some(caller) => self.reconciler.answer(caller, request).await,
+            None => PeerReconciled { refused: Some(NOT_GREETED.to_owned()), ..PeerReconciled::default() },
+        }
+    }
+
     fn check_read(&self, session: &Arc<Session>, request: PeerRead) -> Result<Slice, String> {
         self.check_peer(session, request.epoch)?;
         let table =
@@ -173,7 +188,7 @@ impl Service {
 
     fn check_peer(&self, session: &Arc<Session>, epoch: Option<i64>) -> Result<(), String> {
         if session.peer().is_none() {
-            return Err("this connection has not greeted as a member of the cluster".to_owned());
+            return Err(NOT_GREETED.to_owned());
         }
         if epoch != Some(self.ring.epoch() as i64) {
             let own = self.ring.epoch();

@@ -333,7 +333,7 @@ impl CommitLog {
                 Request::Hint { target, mutation, now_s, .. } => {
                     let sequence = self.next_hint;
                     self.next_hint += 1;
-                    hint_log::store(&self.connection, *target, sequence, *now_s, &mutation.encode())?
+                    hint_log::store(&self.connection, *target, sequence, *now_s, mutation)?
                 }
                 Request::ForgetHints { target, sequences, .. } => {
                     hint_log::forget(&self.connection, *target, sequences)?

@@ -169,7 +169,7 @@ pub(super) fn flush_at_start(
             base.checkpoint_if_due()?;
             Ok(step)
         });
-        next = step.map_err(opening)?.next;
+        next = step?.next;
     }
     Ok(())
 }
@@ -215,12 +215,5 @@ fn said(error: &StoreError) -> String {
     match error {
         StoreError::Damaged { what, .. } => what.clone(),
         StoreError::Unreadable { source, .. } => source.to_string(),
-    }
-}
-
-fn opening(error: StoreError) -> OpenError {
-    match error {
-        StoreError::Damaged { path, what } => OpenError::Damaged { path, what },
-        StoreError::Unreadable { path, source } => OpenError::Unusable { path, source },
     }
 }

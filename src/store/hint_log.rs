@@ -31,7 +31,7 @@ pub struct Hint {
 }
 
 /// The hints kept for one server.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct HintTotals {
     /// How many.
     pub count: u64,
@@ -39,12 +39,20 @@ pub struct HintTotals {
     pub bytes: u64,
     /// When the first of them was stored, in seconds since 1970.
     pub oldest_s: Option<i64>,
+    /// None of their cells has a smaller stamp.
+    pub oldest_stamp: Stamp,
+}
+
+impl Default for HintTotals {
+    fn default() -> HintTotals {
+        HintTotals { count: 0, bytes: 0, oldest_s: None, oldest_stamp: Stamp(i64::MAX) }
+    }
 }
 
 /// What a transaction did to the hints of one server.
 #[derive(Debug)]
 pub(super) enum HintChange {
-    Stored { target: NodeId, bytes: u64, created_s: i64 },
+    Stored { target: NodeId, bytes: u64, created_s: i64, oldest_stamp: Stamp },
     Forgotten { target: NodeId, count: u64, bytes: u64, oldest_s: Option<i64> },
 }
 
@@ -59,11 +67,12 @@ impl HintChange {
     /// Brings the totals up to date.
     pub fn note(&self, totals: &mut BTreeMap<NodeId, HintTotals>) {
         match *self {
-            HintChange::Stored { target, bytes, created_s } => {
+            HintChange::Stored { target, bytes, created_s, oldest_stamp } => {
                 let totals = totals.entry(target).or_default();
                 totals.count += 1;
                 totals.bytes += bytes;
                 totals.oldest_s.get_or_insert(created_s);
+                totals.oldest_stamp = totals.oldest_stamp.min(oldest_stamp);
             }
             HintChange::Forgotten { target, count, bytes, oldest_s } => {
                 let of_target = totals.entry(target).or_default();
@@ -84,8 +93,10 @@ pub(super) fn store(
     target: NodeId,
     sequence: i64,
     created_s: i64,
-    mutation: &Bytes,
+    mutation: &Mutation,
 ) -> rusqlite::Result<HintChange> {
+    let oldest_stamp = mutation.oldest_stamp();
+    let mutation = mutation.encode();
     let mut insert = connection.prepare_cached(
         "INSERT INTO hints(target, sequence, created_s, mutation, checksum) VALUES (?1, ?2, ?3, ?4, ?5)",
     )?;
@@ -93,9 +104,9 @@ pub(super) fn store(
     insert.raw_bind_parameter(2, sequence)?;
     insert.raw_bind_parameter(3, created_s)?;
     insert.raw_bind_parameter(4, &mutation[..])?;
-    insert.raw_bind_parameter(5, checksum(target_number(target), sequence, created_s, mutation))?;
+    insert.raw_bind_parameter(5, checksum(target_number(target), sequence, created_s, &mutation))?;
     insert.raw_execute()?;
-    Ok(HintChange::Stored { target, bytes: mutation.len() as u64, created_s })
+    Ok(HintChange::Stored { target, bytes: mutation.len() as u64, created_s, oldest_stamp })
 }
 
 /// Forgets hints, inside the open transaction; those already forgotten do not matter.
@@ -182,15 +193,16 @@ pub(super) fn check_all(connection: &Connection, path: &Path) -> Result<AllHints
     let mut rows = statement.query([]).map_err(using)?;
     while let Some(row) = rows.next().map_err(using)? {
         let hint = read_row(row).and_then(|(target, hint, created_s)| {
-            Some((target, Mutation::decode(&hint.mutation).ok()?.stamp(), hint, created_s))
+            Some((target, Mutation::decode(&hint.mutation).ok()?, hint, created_s))
         });
-        let Some((target, stamp, hint, created_s)) = hint else {
+        let Some((target, mutation, hint, created_s)) = hint else {
             failed += 1;
             continue;
         };
-        HintChange::Stored { target, bytes: hint.mutation.len() as u64, created_s }.note(&mut all.totals);
+        let (bytes, oldest_stamp) = (hint.mutation.len() as u64, mutation.oldest_stamp());
+        HintChange::Stored { target, bytes, created_s, oldest_stamp }.note(&mut all.totals);
         all.largest_sequence = all.largest_sequence.max(hint.sequence);
-        all.largest_stamp = all.largest_stamp.max(Some(stamp));
+        all.largest_stamp = all.largest_stamp.max(Some(mutation.stamp()));
     }
     if failed > 0 {
         return Err(OpenError::damaged(path, format!("{failed} of its hints fail their checksum")));

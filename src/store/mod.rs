@@ -26,6 +26,7 @@ mod drive;
 mod flush;
 mod health;
 mod hint_log;
+pub mod leaves;
 mod mark;
 mod memtable;
 pub mod offline;
@@ -51,8 +52,9 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use crate::answer::{AnswerTo, ApplyAnswer, Failure, NodeId};
-use crate::cell::Stamp;
+use crate::cell::{Cell, Stamp};
 use crate::config::{Config, Durability};
+use crate::key::TableId;
 use crate::mutation::Mutation;
 use crate::slice::Slice;
 use crate::stats::Stats;
@@ -62,6 +64,7 @@ use commit_log::CommitLog;
 use drive::{Arrivals, Bell, Driven};
 use flush::Flusher;
 use health::Health;
+use leaves::{Horizon, LeafView, Leaves, Scan};
 use mark::{Mark, Reached};
 use memtable::{Memory, Memtable};
 use queue::{Queue, Request};
@@ -93,6 +96,9 @@ pub struct Recovered {
     pub largest_stamp: Stamp,
 }
 
+/// Cells by engine key, in order, and whether those are all there are.
+pub type Run = (Vec<(Vec<u8>, Cell)>, bool);
+
 /// Ends the workers when the last clone of the store goes.
 struct Inner {
     shared: Arc<Shared>,
@@ -111,6 +117,7 @@ struct Workers {
 struct Shared {
     queue: Queue,
     view: View,
+    leaves: Leaves,
     health: Health,
     stats: Arc<Stats>,
     writer_bell: Arc<Bell>,
@@ -242,6 +249,68 @@ impl Store {
         self.shared().view.page(after, upto, cells_max)
     }
 
+    /// Cuts the store's leaves at the ends of the ring's ranges, given by their tokens in rising order. Looks once
+    /// which tables have cells.
+    pub fn cut_leaves(&self, tokens: Vec<Vec<u8>>) -> Result<(), StoreError> {
+        let mut tables = Vec::new();
+        let mut after = Vec::new();
+        loop {
+            let page = self.page(&after, &[], 1)?;
+            let Some((key, _)) = page.cells.first() else { break };
+            let Some(table) = key.first_chunk::<2>() else { break };
+            let table = TableId(u16::from_be_bytes(*table));
+            tables.push(table);
+            after = leaves::table_end(table);
+        }
+        self.leaves().cut(tokens, tables);
+        Ok(())
+    }
+
+    /// The tables of which there are cells, as far as was seen since [`Store::cut_leaves`].
+    pub fn tables(&self) -> Vec<TableId> {
+        self.leaves().tables()
+    }
+
+    /// The leaf that this engine key belongs to; of a table without cells an empty one up to `end`.
+    pub fn leaf_at(&self, key: &[u8], end: &[u8]) -> LeafView {
+        self.leaves().leaf_at(key, end)
+    }
+
+    /// Looks at so many cells more. On the caller's thread: a few microseconds each.
+    pub fn scan(&self, scan: &mut Scan, cells_max: usize) -> Result<(), StoreError> {
+        if scan.complete {
+            return Ok(());
+        }
+        let (cells, all) = self.shared().view.range(&scan.next, Some(scan.end()), cells_max)?;
+        scan.take(&cells, all);
+        Ok(())
+    }
+
+    /// Up to where dead cells of the range of this engine key were collected.
+    pub fn horizon_at(&self, _key: &[u8]) -> Horizon {
+        Horizon::NONE
+    }
+
+    /// Takes note of the sum of a leaf, scanned from its start.
+    pub fn note_leaf(&self, leaf: &LeafView, scan: &Scan) {
+        self.leaves().note(leaf, scan);
+    }
+
+    /// Shows what is known of the leaves between two fixed cuts: their ends, and their sums where there are any.
+    pub fn each_leaf(&self, start: &[u8], end: &[u8], show: impl FnMut(&[u8], Option<&leaves::Sum>)) {
+        self.leaves().each(start, end, show);
+    }
+
+    /// The cells from one engine key up to but without another, at most so many, and whether those are all.
+    pub fn run(
+        &self,
+        start: &[u8],
+        end: &[u8],
+        cells_max: usize,
+    ) -> Result<Run, StoreError> {
+        self.shared().view.range(start, Some(end), cells_max)
+    }
+
     /// The oldest hints for a server, at most so many and so many bytes, but at least one if there is any.
     pub fn hints(&self, target: NodeId, count_max: usize, bytes_max: usize) -> Result<Vec<Hint>, StoreError> {
         let reader = self.shared().log_reader.lock().expect("no panic while it is held");
@@ -324,6 +393,10 @@ impl Store {
         }
     }
 
+    fn leaves(&self) -> &Leaves {
+        &self.shared().leaves
+    }
+
     fn shared(&self) -> &Shared {
         &self.inner.shared
     }
@@ -345,6 +418,7 @@ impl Shared {
         Ok(Shared {
             queue: Queue::new(config),
             view: View { memory: RwLock::new(memory), base: base.base().clone() },
+            leaves: Leaves::default(),
             health: Health::default(),
             stats,
             writer_bell: Arc::default(),

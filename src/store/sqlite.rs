@@ -99,6 +99,15 @@ pub enum StoreError {
     },
 }
 
+impl From<StoreError> for OpenError {
+    fn from(error: StoreError) -> OpenError {
+        match error {
+            StoreError::Damaged { path, what } => OpenError::Damaged { path, what },
+            StoreError::Unreadable { path, source } => OpenError::Unusable { path, source },
+        }
+    }
+}
+
 impl StoreError {
     pub(super) fn reading(path: &Path, source: rusqlite::Error) -> StoreError {
         let path = path.to_owned();

@@ -189,8 +189,8 @@ impl View {
     }
 
     /// The first cells of [start, end), and whether those are all.
-    #[expect(clippy::type_complexity, reason = "the pair is taken apart at once by both callers")]
-    fn range(
+    #[expect(clippy::type_complexity, reason = "the pair is taken apart at once by every caller")]
+    pub fn range(
         &self,
         start: &[u8],
         end: Option<&[u8]>,

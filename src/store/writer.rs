@@ -22,6 +22,7 @@ use tokio::time::Instant;
 
 use super::commit_log::{CommitFailed, CommitLog, Committed};
 use super::drive::{Turn, Worker};
+use super::leaves;
 use super::mark::Mark;
 use super::memtable::{Packed, pack};
 use super::queue::Request;
@@ -152,6 +153,8 @@ impl Writer {
             // Allocated before the lock is taken.
             let packed: Vec<Vec<Packed>> = now.iter().map(|mutation| pack_cells(mutation)).collect();
             let mut memory = self.shared.view.memory.write().expect("no panic while it is held");
+            // Before the cells are there, but under this lock: who sees the leaf unwritten from now on, sees the cells.
+            self.shared.leaves.written(packed.iter().flat_map(|cells| leaves::keys(cells)));
             for cells in packed {
                 behind.push(cells.into_iter().filter_map(|cell| memory.merge(cell)).max());
             }

@@ -88,6 +88,72 @@ impl From<&Level> for i32 {
   }
 }
 
+#[derive(Copy, Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct PeerAsks(pub i32);
+
+impl PeerAsks {
+  pub const PROMISE: PeerAsks = PeerAsks(1);
+  pub const COMPARE: PeerAsks = PeerAsks(2);
+  pub const VERSIONS: PeerAsks = PeerAsks(3);
+  pub const FETCH: PeerAsks = PeerAsks(4);
+  pub const GIVE: PeerAsks = PeerAsks(5);
+  pub const CLOSE: PeerAsks = PeerAsks(6);
+  pub const OUTCOME: PeerAsks = PeerAsks(7);
+  pub const ENUM_VALUES: &'static [Self] = &[
+    Self::PROMISE,
+    Self::COMPARE,
+    Self::VERSIONS,
+    Self::FETCH,
+    Self::GIVE,
+    Self::CLOSE,
+    Self::OUTCOME,
+  ];
+}
+
+impl TSerializable for PeerAsks {
+  #[allow(clippy::trivially_copy_pass_by_ref)]
+  fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
+    o_prot.write_i32(self.0)
+  }
+  fn read_from_in_protocol(i_prot: &mut dyn TInputProtocol) -> thrift::Result<PeerAsks> {
+    let enum_value = i_prot.read_i32()?;
+    Ok(PeerAsks::from(enum_value))
+  }
+}
+
+impl From<i32> for PeerAsks {
+  fn from(i: i32) -> Self {
+    match i {
+      1 => PeerAsks::PROMISE,
+      2 => PeerAsks::COMPARE,
+      3 => PeerAsks::VERSIONS,
+      4 => PeerAsks::FETCH,
+      5 => PeerAsks::GIVE,
+      6 => PeerAsks::CLOSE,
+      7 => PeerAsks::OUTCOME,
+      _ => PeerAsks(i)
+    }
+  }
+}
+
+impl From<&i32> for PeerAsks {
+  fn from(i: &i32) -> Self {
+    PeerAsks::from(*i)
+  }
+}
+
+impl From<PeerAsks> for i32 {
+  fn from(e: PeerAsks) -> i32 {
+    e.0
+  }
+}
+
+impl From<&PeerAsks> for i32 {
+  fn from(e: &PeerAsks) -> i32 {
+    e.0
+  }
+}
+
 //
 // SystemException
 //
@@ -1915,6 +1981,211 @@ impl Default for Member {
 }
 
 //
+// RangeState
+//
+
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct RangeState {
+  pub owner: Option<i32>,
+  pub proven_upto: Option<i64>,
+  pub proven_at: Option<i64>,
+  pub not_now: Option<String>,
+  pub cells: Option<i64>,
+  pub leaves_pending: Option<i64>,
+  pub dead_cells: Option<i64>,
+  pub dead_bytes: Option<i64>,
+  pub uncollected: Option<String>,
+  pub collected_upto: Option<i64>,
+  pub refilling: Option<String>,
+}
+
+impl RangeState {
+  pub fn new<F1, F2, F3, F4, F5, F6, F7, F8, F9, F10, F11>(owner: F1, proven_upto: F2, proven_at: F3, not_now: F4, cells: F5, leaves_pending: F6, dead_cells: F7, dead_bytes: F8, uncollected: F9, collected_upto: F10, refilling: F11) -> RangeState where F1: Into<Option<i32>>, F2: Into<Option<i64>>, F3: Into<Option<i64>>, F4: Into<Option<String>>, F5: Into<Option<i64>>, F6: Into<Option<i64>>, F7: Into<Option<i64>>, F8: Into<Option<i64>>, F9: Into<Option<String>>, F10: Into<Option<i64>>, F11: Into<Option<String>> {
+    RangeState {
+      owner: owner.into(),
+      proven_upto: proven_upto.into(),
+      proven_at: proven_at.into(),
+      not_now: not_now.into(),
+      cells: cells.into(),
+      leaves_pending: leaves_pending.into(),
+      dead_cells: dead_cells.into(),
+      dead_bytes: dead_bytes.into(),
+      uncollected: uncollected.into(),
+      collected_upto: collected_upto.into(),
+      refilling: refilling.into(),
+    }
+  }
+}
+
+impl TSerializable for RangeState {
+  fn read_from_in_protocol(i_prot: &mut dyn TInputProtocol) -> thrift::Result<RangeState> {
+    i_prot.read_struct_begin()?;
+    let mut f_1: Option<i32> = None;
+    let mut f_2: Option<i64> = None;
+    let mut f_3: Option<i64> = None;
+    let mut f_4: Option<String> = None;
+    let mut f_5: Option<i64> = None;
+    let mut f_6: Option<i64> = None;
+    let mut f_7: Option<i64> = None;
+    let mut f_8: Option<i64> = None;
+    let mut f_9: Option<String> = None;
+    let mut f_10: Option<i64> = None;
+    let mut f_11: Option<String> = None;
+    loop {
+      let field_ident = i_prot.read_field_begin()?;
+      if field_ident.field_type == TType::Stop {
+        break;
+      }
+      let field_id = field_id(&field_ident)?;
+      match field_id {
+        1 => {
+          let val = i_prot.read_i32()?;
+          f_1 = Some(val);
+        },
+        2 => {
+          let val = i_prot.read_i64()?;
+          f_2 = Some(val);
+        },
+        3 => {
+          let val = i_prot.read_i64()?;
+          f_3 = Some(val);
+        },
+        4 => {
+          let val = i_prot.read_string()?;
+          f_4 = Some(val);
+        },
+        5 => {
+          let val = i_prot.read_i64()?;
+          f_5 = Some(val);
+        },
+        6 => {
+          let val = i_prot.read_i64()?;
+          f_6 = Some(val);
+        },
+        7 => {
+          let val = i_prot.read_i64()?;
+          f_7 = Some(val);
+        },
+        8 => {
+          let val = i_prot.read_i64()?;
+          f_8 = Some(val);
+        },
+        9 => {
+          let val = i_prot.read_string()?;
+          f_9 = Some(val);
+        },
+        10 => {
+          let val = i_prot.read_i64()?;
+          f_10 = Some(val);
+        },
+        11 => {
+          let val = i_prot.read_string()?;
+          f_11 = Some(val);
+        },
+        _ => {
+          i_prot.skip(field_ident.field_type)?;
+        },
+      };
+      i_prot.read_field_end()?;
+    }
+    i_prot.read_struct_end()?;
+    let ret = RangeState {
+      owner: f_1,
+      proven_upto: f_2,
+      proven_at: f_3,
+      not_now: f_4,
+      cells: f_5,
+      leaves_pending: f_6,
+      dead_cells: f_7,
+      dead_bytes: f_8,
+      uncollected: f_9,
+      collected_upto: f_10,
+      refilling: f_11,
+    };
+    Ok(ret)
+  }
+  fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
+    let struct_ident = TStructIdentifier::new("RangeState");
+    o_prot.write_struct_begin(&struct_ident)?;
+    if let Some(fld_var) = self.owner {
+      o_prot.write_field_begin(&TFieldIdentifier::new("owner", TType::I32, 1))?;
+      o_prot.write_i32(fld_var)?;
+      o_prot.write_field_end()?
+    }
+    if let Some(fld_var) = self.proven_upto {
+      o_prot.write_field_begin(&TFieldIdentifier::new("provenUpto", TType::I64, 2))?;
+      o_prot.write_i64(fld_var)?;
+      o_prot.write_field_end()?
+    }
+    if let Some(fld_var) = self.proven_at {
+      o_prot.write_field_begin(&TFieldIdentifier::new("provenAt", TType::I64, 3))?;
+      o_prot.write_i64(fld_var)?;
+      o_prot.write_field_end()?
+    }
+    if let Some(ref fld_var) = self.not_now {
+      o_prot.write_field_begin(&TFieldIdentifier::new("notNow", TType::String, 4))?;
+      o_prot.write_string(fld_var)?;
+      o_prot.write_field_end()?
+    }
+    if let Some(fld_var) = self.cells {
+      o_prot.write_field_begin(&TFieldIdentifier::new("cells", TType::I64, 5))?;
+      o_prot.write_i64(fld_var)?;
+      o_prot.write_field_end()?
+    }
+    if let Some(fld_var) = self.leaves_pending {
+      o_prot.write_field_begin(&TFieldIdentifier::new("leavesPending", TType::I64, 6))?;
+      o_prot.write_i64(fld_var)?;
+      o_prot.write_field_end()?
+    }
+    if let Some(fld_var) = self.dead_cells {
+      o_prot.write_field_begin(&TFieldIdentifier::new("deadCells", TType::I64, 7))?;
+      o_prot.write_i64(fld_var)?;
+      o_prot.write_field_end()?
+    }
+    if let Some(fld_var) = self.dead_bytes {
+      o_prot.write_field_begin(&TFieldIdentifier::new("deadBytes", TType::I64, 8))?;
+      o_prot.write_i64(fld_var)?;
+      o_prot.write_field_end()?
+    }
+    if let Some(ref fld_var) = self.uncollected {
+      o_prot.write_field_begin(&TFieldIdentifier::new("uncollected", TType::String, 9))?;
+      o_prot.write_string(fld_var)?;
+      o_prot.write_field_end()?
+    }
+    if let Some(fld_var) = self.collected_upto {
+      o_prot.write_field_begin(&TFieldIdentifier::new("collectedUpto", TType::I64, 10))?;
+      o_prot.write_i64(fld_var)?;
+      o_prot.write_field_end()?
+    }
+    if let Some(ref fld_var) = self.refilling {
+      o_prot.write_field_begin(&TFieldIdentifier::new("refilling", TType::String, 11))?;
+      o_prot.write_string(fld_var)?;
+      o_prot.write_field_end()?
+    }
+    o_prot.write_field_stop()?;
+    o_prot.write_struct_end()
+  }
+}
+
+impl Default for RangeState {
+  fn default() -> Self {
+    RangeState{
+      owner: Some(0),
+      proven_upto: Some(0),
+      proven_at: Some(0),
+      not_now: Some("".to_owned()),
+      cells: Some(0),
+      leaves_pending: Some(0),
+      dead_cells: Some(0),
+      dead_bytes: Some(0),
+      uncollected: Some("".to_owned()),
+      collected_upto: Some(0),
+      refilling: Some("".to_owned()),
+    }
+  }
+}
+
+//
 // Description
 //
 
@@ -1927,10 +2198,11 @@ pub struct Description {
   pub members: Option<Vec<Member>>,
   pub version: Option<String>,
   pub durability: Option<String>,
+  pub ranges: Option<Vec<RangeState>>,
 }
 
 impl Description {
-  pub fn new<F1, F2, F3, F4, F5, F6, F7>(cluster: F1, id: F2, replication_factor: F3, epoch: F4, members: F5, version: F6, durability: F7) -> Description where F1: Into<Option<String>>, F2: Into<Option<i32>>, F3: Into<Option<i32>>, F4: Into<Option<i64>>, F5: Into<Option<Vec<Member>>>, F6: Into<Option<String>>, F7: Into<Option<String>> {
+  pub fn new<F1, F2, F3, F4, F5, F6, F7, F8>(cluster: F1, id: F2, replication_factor: F3, epoch: F4, members: F5, version: F6, durability: F7, ranges: F8) -> Description where F1: Into<Option<String>>, F2: Into<Option<i32>>, F3: Into<Option<i32>>, F4: Into<Option<i64>>, F5: Into<Option<Vec<Member>>>, F6: Into<Option<String>>, F7: Into<Option<String>>, F8: Into<Option<Vec<RangeState>>> {
     Description {
       cluster: cluster.into(),
       id: id.into(),
@@ -1939,6 +2211,7 @@ impl Description {
       members: members.into(),
       version: version.into(),
       durability: durability.into(),
+      ranges: ranges.into(),
     }
   }
 }
@@ -1953,6 +2226,7 @@ impl TSerializable for Description {
     let mut f_5: Option<Vec<Member>> = None;
     let mut f_6: Option<String> = None;
     let mut f_7: Option<String> = None;
+    let mut f_8: Option<Vec<RangeState>> = None;
     loop {
       let field_ident = i_prot.read_field_begin()?;
       if field_ident.field_type == TType::Stop {
@@ -1994,6 +2268,16 @@ impl TSerializable for Description {
           let val = i_prot.read_string()?;
           f_7 = Some(val);
         },
+        8 => {
+          let list_ident = i_prot.read_list_begin()?;
+          let mut val: Vec<RangeState> = Vec::with_capacity(thrift::protocol::prealloc_size(list_ident.size));
+          for _ in 0..list_ident.size {
+            let list_elem_5 = RangeState::read_from_in_protocol(i_prot)?;
+            val.push(list_elem_5);
+          }
+          i_prot.read_list_end()?;
+          f_8 = Some(val);
+        },
         _ => {
           i_prot.skip(field_ident.field_type)?;
         },
@@ -2009,6 +2293,7 @@ impl TSerializable for Description {
       members: f_5,
       version: f_6,
       durability: f_7,
+      ranges: f_8,
     };
     Ok(ret)
   }
@@ -2054,6 +2339,15 @@ impl TSerializable for Description {
       o_prot.write_string(fld_var)?;
       o_prot.write_field_end()?
     }
+    if let Some(ref fld_var) = self.ranges {
+      o_prot.write_field_begin(&TFieldIdentifier::new("ranges", TType::List, 8))?;
+      o_prot.write_list_begin(&TListIdentifier::new(TType::Struct, fld_var.len() as i32))?;
+      for e in fld_var {
+        e.write_to_out_protocol(o_prot)?;
+      }
+      o_prot.write_list_end()?;
+      o_prot.write_field_end()?
+    }
     o_prot.write_field_stop()?;
     o_prot.write_struct_end()
   }
@@ -2069,6 +2363,7 @@ impl Default for Description {
       members: Some(Vec::new()),
       version: Some("".to_owned()),
       durability: Some("".to_owned()),
+      ranges: Some(Vec::new()),
     }
   }
 }
@@ -2105,9 +2400,9 @@ impl TSerializable for Stats {
           let map_ident = i_prot.read_map_begin()?;
           let mut val: BTreeMap<String, i64> = BTreeMap::new();
           for _ in 0..map_ident.size {
-            let map_key_5 = i_prot.read_string()?;
-            let map_val_6 = i_prot.read_i64()?;
-            val.insert(map_key_5, map_val_6);
+            let map_key_6 = i_prot.read_string()?;
+            let map_val_7 = i_prot.read_i64()?;
+            val.insert(map_key_6, map_val_7);
           }
           i_prot.read_map_end()?;
           f_1 = Some(val);
@@ -2700,8 +2995,8 @@ impl TSerializable for PageResult {
           let list_ident = i_prot.read_list_begin()?;
           let mut val: Vec<CellRow> = Vec::with_capacity(thrift::protocol::prealloc_size(list_ident.size));
           for _ in 0..list_ident.size {
-            let list_elem_7 = CellRow::read_from_in_protocol(i_prot)?;
-            val.push(list_elem_7);
+            let list_elem_8 = CellRow::read_from_in_protocol(i_prot)?;
+            val.push(list_elem_8);
           }
           i_prot.read_list_end()?;
           f_1 = Some(val);
@@ -3246,8 +3541,8 @@ impl TSerializable for PeerApply {
           let list_ident = i_prot.read_list_begin()?;
           let mut val: Vec<Vec<u8>> = Vec::with_capacity(thrift::protocol::prealloc_size(list_ident.size));
           for _ in 0..list_ident.size {
-            let list_elem_8 = i_prot.read_bytes()?;
-            val.push(list_elem_8);
+            let list_elem_9 = i_prot.read_bytes()?;
+            val.push(list_elem_9);
           }
           i_prot.read_list_end()?;
           f_2 = Some(val);
@@ -3334,8 +3629,8 @@ impl TSerializable for PeerApplied {
           let list_ident = i_prot.read_list_begin()?;
           let mut val: Vec<i64> = Vec::with_capacity(thrift::protocol::prealloc_size(list_ident.size));
           for _ in 0..list_ident.size {
-            let list_elem_9 = i_prot.read_i64()?;
-            val.push(list_elem_9);
+            let list_elem_10 = i_prot.read_i64()?;
+            val.push(list_elem_10);
           }
           i_prot.read_list_end()?;
           f_1 = Some(val);
@@ -3668,8 +3963,8 @@ impl TSerializable for PeerCells {
           let list_ident = i_prot.read_list_begin()?;
           let mut val: Vec<PeerCell> = Vec::with_capacity(thrift::protocol::prealloc_size(list_ident.size));
           for _ in 0..list_ident.size {
-            let list_elem_10 = PeerCell::read_from_in_protocol(i_prot)?;
-            val.push(list_elem_10);
+            let list_elem_11 = PeerCell::read_from_in_protocol(i_prot)?;
+            val.push(list_elem_11);
           }
           i_prot.read_list_end()?;
           f_1 = Some(val);
@@ -3740,6 +4035,1063 @@ impl Default for PeerCells {
       refused: Some("".to_owned()),
       clock: Some(0),
       complete: Some(false),
+    }
+  }
+}
+
+//
+// PeerCut
+//
+
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct PeerCut {
+  pub upto: Option<i64>,
+  pub beyond: Option<i64>,
+  pub collected: Option<i64>,
+  pub expired: Option<i64>,
+}
+
+impl PeerCut {
+  pub fn new<F1, F2, F3, F4>(upto: F1, beyond: F2, collected: F3, expired: F4) -> PeerCut where F1: Into<Option<i64>>, F2: Into<Option<i64>>, F3: Into<Option<i64>>, F4: Into<Option<i64>> {
+    PeerCut {
+      upto: upto.into(),
+      beyond: beyond.into(),
+      collected: collected.into(),
+      expired: expired.into(),
+    }
+  }
+}
+
+impl TSerializable for PeerCut {
+  fn read_from_in_protocol(i_prot: &mut dyn TInputProtocol) -> thrift::Result<PeerCut> {
+    i_prot.read_struct_begin()?;
+    let mut f_1: Option<i64> = None;
+    let mut f_2: Option<i64> = None;
+    let mut f_3: Option<i64> = None;
+    let mut f_4: Option<i64> = None;
+    loop {
+      let field_ident = i_prot.read_field_begin()?;
+      if field_ident.field_type == TType::Stop {
+        break;
+      }
+      let field_id = field_id(&field_ident)?;
+      match field_id {
+        1 => {
+          let val = i_prot.read_i64()?;
+          f_1 = Some(val);
+        },
+        2 => {
+          let val = i_prot.read_i64()?;
+          f_2 = Some(val);
+        },
+        3 => {
+          let val = i_prot.read_i64()?;
+          f_3 = Some(val);
+        },
+        4 => {
+          let val = i_prot.read_i64()?;
+          f_4 = Some(val);
+        },
+        _ => {
+          i_prot.skip(field_ident.field_type)?;
+        },
+      };
+      i_prot.read_field_end()?;
+    }
+    i_prot.read_struct_end()?;
+    let ret = PeerCut {
+      upto: f_1,
+      beyond: f_2,
+      collected: f_3,
+      expired: f_4,
+    };
+    Ok(ret)
+  }
+  fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
+    let struct_ident = TStructIdentifier::new("PeerCut");
+    o_prot.write_struct_begin(&struct_ident)?;
+    if let Some(fld_var) = self.upto {
+      o_prot.write_field_begin(&TFieldIdentifier::new("upto", TType::I64, 1))?;
+      o_prot.write_i64(fld_var)?;
+      o_prot.write_field_end()?
+    }
+    if let Some(fld_var) = self.beyond {
+      o_prot.write_field_begin(&TFieldIdentifier::new("beyond", TType::I64, 2))?;
+      o_prot.write_i64(fld_var)?;
+      o_prot.write_field_end()?
+    }
+    if let Some(fld_var) = self.collected {
+      o_prot.write_field_begin(&TFieldIdentifier::new("collected", TType::I64, 3))?;
+      o_prot.write_i64(fld_var)?;
+      o_prot.write_field_end()?
+    }
+    if let Some(fld_var) = self.expired {
+      o_prot.write_field_begin(&TFieldIdentifier::new("expired", TType::I64, 4))?;
+      o_prot.write_i64(fld_var)?;
+      o_prot.write_field_end()?
+    }
+    o_prot.write_field_stop()?;
+    o_prot.write_struct_end()
+  }
+}
+
+impl Default for PeerCut {
+  fn default() -> Self {
+    PeerCut{
+      upto: Some(0),
+      beyond: Some(0),
+      collected: Some(0),
+      expired: Some(0),
+    }
+  }
+}
+
+//
+// PeerSpan
+//
+
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct PeerSpan {
+  pub before: Option<Vec<u8>>,
+  pub cells: Option<i64>,
+  pub digest: Option<Vec<u8>>,
+}
+
+impl PeerSpan {
+  pub fn new<F1, F2, F3>(before: F1, cells: F2, digest: F3) -> PeerSpan where F1: Into<Option<Vec<u8>>>, F2: Into<Option<i64>>, F3: Into<Option<Vec<u8>>> {
+    PeerSpan {
+      before: before.into(),
+      cells: cells.into(),
+      digest: digest.into(),
+    }
+  }
+}
+
+impl TSerializable for PeerSpan {
+  fn read_from_in_protocol(i_prot: &mut dyn TInputProtocol) -> thrift::Result<PeerSpan> {
+    i_prot.read_struct_begin()?;
+    let mut f_1: Option<Vec<u8>> = None;
+    let mut f_2: Option<i64> = None;
+    let mut f_3: Option<Vec<u8>> = None;
+    loop {
+      let field_ident = i_prot.read_field_begin()?;
+      if field_ident.field_type == TType::Stop {
+        break;
+      }
+      let field_id = field_id(&field_ident)?;
+      match field_id {
+        1 => {
+          let val = i_prot.read_bytes()?;
+          f_1 = Some(val);
+        },
+        2 => {
+          let val = i_prot.read_i64()?;
+          f_2 = Some(val);
+        },
+        3 => {
+          let val = i_prot.read_bytes()?;
+          f_3 = Some(val);
+        },
+        _ => {
+          i_prot.skip(field_ident.field_type)?;
+        },
+      };
+      i_prot.read_field_end()?;
+    }
+    i_prot.read_struct_end()?;
+    let ret = PeerSpan {
+      before: f_1,
+      cells: f_2,
+      digest: f_3,
+    };
+    Ok(ret)
+  }
+  fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
+    let struct_ident = TStructIdentifier::new("PeerSpan");
+    o_prot.write_struct_begin(&struct_ident)?;
+    if let Some(ref fld_var) = self.before {
+      o_prot.write_field_begin(&TFieldIdentifier::new("before", TType::String, 1))?;
+      o_prot.write_bytes(fld_var)?;
+      o_prot.write_field_end()?
+    }
+    if let Some(fld_var) = self.cells {
+      o_prot.write_field_begin(&TFieldIdentifier::new("cells", TType::I64, 2))?;
+      o_prot.write_i64(fld_var)?;
+      o_prot.write_field_end()?
+    }
+    if let Some(ref fld_var) = self.digest {
+      o_prot.write_field_begin(&TFieldIdentifier::new("digest", TType::String, 3))?;
+      o_prot.write_bytes(fld_var)?;
+      o_prot.write_field_end()?
+    }
+    o_prot.write_field_stop()?;
+    o_prot.write_struct_end()
+  }
+}
+
+impl Default for PeerSpan {
+  fn default() -> Self {
+    PeerSpan{
+      before: Some(Vec::new()),
+      cells: Some(0),
+      digest: Some(Vec::new()),
+    }
+  }
+}
+
+//
+// PeerVersion
+//
+
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct PeerVersion {
+  pub engine_key: Option<Vec<u8>>,
+  pub stamp: Option<i64>,
+  pub hash: Option<Vec<u8>>,
+}
+
+impl PeerVersion {
+  pub fn new<F1, F2, F3>(engine_key: F1, stamp: F2, hash: F3) -> PeerVersion where F1: Into<Option<Vec<u8>>>, F2: Into<Option<i64>>, F3: Into<Option<Vec<u8>>> {
+    PeerVersion {
+      engine_key: engine_key.into(),
+      stamp: stamp.into(),
+      hash: hash.into(),
+    }
+  }
+}
+
+impl TSerializable for PeerVersion {
+  fn read_from_in_protocol(i_prot: &mut dyn TInputProtocol) -> thrift::Result<PeerVersion> {
+    i_prot.read_struct_begin()?;
+    let mut f_1: Option<Vec<u8>> = None;
+    let mut f_2: Option<i64> = None;
+    let mut f_3: Option<Vec<u8>> = None;
+    loop {
+      let field_ident = i_prot.read_field_begin()?;
+      if field_ident.field_type == TType::Stop {
+        break;
+      }
+      let field_id = field_id(&field_ident)?;
+      match field_id {
+        1 => {
+          let val = i_prot.read_bytes()?;
+          f_1 = Some(val);
+        },
+        2 => {
+          let val = i_prot.read_i64()?;
+          f_2 = Some(val);
+        },
+        3 => {
+          let val = i_prot.read_bytes()?;
+          f_3 = Some(val);
+        },
+        _ => {
+          i_prot.skip(field_ident.field_type)?;
+        },
+      };
+      i_prot.read_field_end()?;
+    }
+    i_prot.read_struct_end()?;
+    let ret = PeerVersion {
+      engine_key: f_1,
+      stamp: f_2,
+      hash: f_3,
+    };
+    Ok(ret)
+  }
+  fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
+    let struct_ident = TStructIdentifier::new("PeerVersion");
+    o_prot.write_struct_begin(&struct_ident)?;
+    if let Some(ref fld_var) = self.engine_key {
+      o_prot.write_field_begin(&TFieldIdentifier::new("engineKey", TType::String, 1))?;
+      o_prot.write_bytes(fld_var)?;
+      o_prot.write_field_end()?
+    }
+    if let Some(fld_var) = self.stamp {
+      o_prot.write_field_begin(&TFieldIdentifier::new("stamp", TType::I64, 2))?;
+      o_prot.write_i64(fld_var)?;
+      o_prot.write_field_end()?
+    }
+    if let Some(ref fld_var) = self.hash {
+      o_prot.write_field_begin(&TFieldIdentifier::new("hash", TType::String, 3))?;
+      o_prot.write_bytes(fld_var)?;
+      o_prot.write_field_end()?
+    }
+    o_prot.write_field_stop()?;
+    o_prot.write_struct_end()
+  }
+}
+
+impl Default for PeerVersion {
+  fn default() -> Self {
+    PeerVersion{
+      engine_key: Some(Vec::new()),
+      stamp: Some(0),
+      hash: Some(Vec::new()),
+    }
+  }
+}
+
+//
+// PeerHeld
+//
+
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct PeerHeld {
+  pub engine_key: Option<Vec<u8>>,
+  pub cell: Option<Vec<u8>>,
+}
+
+impl PeerHeld {
+  pub fn new<F1, F2>(engine_key: F1, cell: F2) -> PeerHeld where F1: Into<Option<Vec<u8>>>, F2: Into<Option<Vec<u8>>> {
+    PeerHeld {
+      engine_key: engine_key.into(),
+      cell: cell.into(),
+    }
+  }
+}
+
+impl TSerializable for PeerHeld {
+  fn read_from_in_protocol(i_prot: &mut dyn TInputProtocol) -> thrift::Result<PeerHeld> {
+    i_prot.read_struct_begin()?;
+    let mut f_1: Option<Vec<u8>> = None;
+    let mut f_2: Option<Vec<u8>> = None;
+    loop {
+      let field_ident = i_prot.read_field_begin()?;
+      if field_ident.field_type == TType::Stop {
+        break;
+      }
+      let field_id = field_id(&field_ident)?;
+      match field_id {
+        1 => {
+          let val = i_prot.read_bytes()?;
+          f_1 = Some(val);
+        },
+        2 => {
+          let val = i_prot.read_bytes()?;
+          f_2 = Some(val);
+        },
+        _ => {
+          i_prot.skip(field_ident.field_type)?;
+        },
+      };
+      i_prot.read_field_end()?;
+    }
+    i_prot.read_struct_end()?;
+    let ret = PeerHeld {
+      engine_key: f_1,
+      cell: f_2,
+    };
+    Ok(ret)
+  }
+  fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
+    let struct_ident = TStructIdentifier::new("PeerHeld");
+    o_prot.write_struct_begin(&struct_ident)?;
+    if let Some(ref fld_var) = self.engine_key {
+      o_prot.write_field_begin(&TFieldIdentifier::new("engineKey", TType::String, 1))?;
+      o_prot.write_bytes(fld_var)?;
+      o_prot.write_field_end()?
+    }
+    if let Some(ref fld_var) = self.cell {
+      o_prot.write_field_begin(&TFieldIdentifier::new("cell", TType::String, 2))?;
+      o_prot.write_bytes(fld_var)?;
+      o_prot.write_field_end()?
+    }
+    o_prot.write_field_stop()?;
+    o_prot.write_struct_end()
+  }
+}
+
+impl Default for PeerHeld {
+  fn default() -> Self {
+    PeerHeld{
+      engine_key: Some(Vec::new()),
+      cell: Some(Vec::new()),
+    }
+  }
+}
+
+//
+// PeerMemory
+//
+
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct PeerMemory {
+  pub incarnation: Option<i64>,
+  pub logged: Option<i64>,
+}
+
+impl PeerMemory {
+  pub fn new<F1, F2>(incarnation: F1, logged: F2) -> PeerMemory where F1: Into<Option<i64>>, F2: Into<Option<i64>> {
+    PeerMemory {
+      incarnation: incarnation.into(),
+      logged: logged.into(),
+    }
+  }
+}
+
+impl TSerializable for PeerMemory {
+  fn read_from_in_protocol(i_prot: &mut dyn TInputProtocol) -> thrift::Result<PeerMemory> {
+    i_prot.read_struct_begin()?;
+    let mut f_1: Option<i64> = None;
+    let mut f_2: Option<i64> = None;
+    loop {
+      let field_ident = i_prot.read_field_begin()?;
+      if field_ident.field_type == TType::Stop {
+        break;
+      }
+      let field_id = field_id(&field_ident)?;
+      match field_id {
+        1 => {
+          let val = i_prot.read_i64()?;
+          f_1 = Some(val);
+        },
+        2 => {
+          let val = i_prot.read_i64()?;
+          f_2 = Some(val);
+        },
+        _ => {
+          i_prot.skip(field_ident.field_type)?;
+        },
+      };
+      i_prot.read_field_end()?;
+    }
+    i_prot.read_struct_end()?;
+    let ret = PeerMemory {
+      incarnation: f_1,
+      logged: f_2,
+    };
+    Ok(ret)
+  }
+  fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
+    let struct_ident = TStructIdentifier::new("PeerMemory");
+    o_prot.write_struct_begin(&struct_ident)?;
+    if let Some(fld_var) = self.incarnation {
+      o_prot.write_field_begin(&TFieldIdentifier::new("incarnation", TType::I64, 1))?;
+      o_prot.write_i64(fld_var)?;
+      o_prot.write_field_end()?
+    }
+    if let Some(fld_var) = self.logged {
+      o_prot.write_field_begin(&TFieldIdentifier::new("logged", TType::I64, 2))?;
+      o_prot.write_i64(fld_var)?;
+      o_prot.write_field_end()?
+    }
+    o_prot.write_field_stop()?;
+    o_prot.write_struct_end()
+  }
+}
+
+impl Default for PeerMemory {
+  fn default() -> Self {
+    PeerMemory{
+      incarnation: Some(0),
+      logged: Some(0),
+    }
+  }
+}
+
+//
+// PeerReconcile
+//
+
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct PeerReconcile {
+  pub epoch: Option<i64>,
+  pub asks: Option<PeerAsks>,
+  pub range: Option<i32>,
+  pub cut: Option<PeerCut>,
+  pub start: Option<Vec<u8>>,
+  pub before: Option<Vec<u8>>,
+  pub spans: Option<Vec<PeerSpan>>,
+  pub quick: Option<bool>,
+  pub keys: Option<Vec<Vec<u8>>>,
+  pub cells: Option<Vec<PeerHeld>>,
+  pub wall: Option<i64>,
+  pub why: Option<String>,
+  pub memory: Option<PeerMemory>,
+  pub claim: Option<PeerMemory>,
+  pub whole: Option<bool>,
+}
+
+impl PeerReconcile {
+  pub fn new<F1, F2, F3, F4, F5, F6, F7, F8, F9, F10, F11, F12, F13, F14, F15>(epoch: F1, asks: F2, range: F3, cut: F4, start: F5, before: F6, spans: F7, quick: F8, keys: F9, cells: F10, wall: F11, why: F12, memory: F13, claim: F14, whole: F15) -> PeerReconcile where F1: Into<Option<i64>>, F2: Into<Option<PeerAsks>>, F3: Into<Option<i32>>, F4: Into<Option<PeerCut>>, F5: Into<Option<Vec<u8>>>, F6: Into<Option<Vec<u8>>>, F7: Into<Option<Vec<PeerSpan>>>, F8: Into<Option<bool>>, F9: Into<Option<Vec<Vec<u8>>>>, F10: Into<Option<Vec<PeerHeld>>>, F11: Into<Option<i64>>, F12: Into<Option<String>>, F13: Into<Option<PeerMemory>>, F14: Into<Option<PeerMemory>>, F15: Into<Option<bool>> {
+    PeerReconcile {
+      epoch: epoch.into(),
+      asks: asks.into(),
+      range: range.into(),
+      cut: cut.into(),
+      start: start.into(),
+      before: before.into(),
+      spans: spans.into(),
+      quick: quick.into(),
+      keys: keys.into(),
+      cells: cells.into(),
+      wall: wall.into(),
+      why: why.into(),
+      memory: memory.into(),
+      claim: claim.into(),
+      whole: whole.into(),
+    }
+  }
+}
+
+impl TSerializable for PeerReconcile {
+  fn read_from_in_protocol(i_prot: &mut dyn TInputProtocol) -> thrift::Result<PeerReconcile> {
+    i_prot.read_struct_begin()?;
+    let mut f_1: Option<i64> = None;
+    let mut f_2: Option<PeerAsks> = None;
+    let mut f_3: Option<i32> = None;
+    let mut f_4: Option<PeerCut> = None;
+    let mut f_5: Option<Vec<u8>> = None;
+    let mut f_6: Option<Vec<u8>> = None;
+    let mut f_7: Option<Vec<PeerSpan>> = None;
+    let mut f_8: Option<bool> = None;
+    let mut f_9: Option<Vec<Vec<u8>>> = None;
+    let mut f_10: Option<Vec<PeerHeld>> = None;
+    let mut f_11: Option<i64> = None;
+    let mut f_12: Option<String> = None;
+    let mut f_13: Option<PeerMemory> = None;
+    let mut f_14: Option<PeerMemory> = None;
+    let mut f_15: Option<bool> = None;
+    loop {
+      let field_ident = i_prot.read_field_begin()?;
+      if field_ident.field_type == TType::Stop {
+        break;
+      }
+      let field_id = field_id(&field_ident)?;
+      match field_id {
+        1 => {
+          let val = i_prot.read_i64()?;
+          f_1 = Some(val);
+        },
+        2 => {
+          let val = PeerAsks::read_from_in_protocol(i_prot)?;
+          f_2 = Some(val);
+        },
+        3 => {
+          let val = i_prot.read_i32()?;
+          f_3 = Some(val);
+        },
+        4 => {
+          let val = PeerCut::read_from_in_protocol(i_prot)?;
+          f_4 = Some(val);
+        },
+        5 => {
+          let val = i_prot.read_bytes()?;
+          f_5 = Some(val);
+        },
+        6 => {
+          let val = i_prot.read_bytes()?;
+          f_6 = Some(val);
+        },
+        7 => {
+          let list_ident = i_prot.read_list_begin()?;
+          let mut val: Vec<PeerSpan> = Vec::with_capacity(thrift::protocol::prealloc_size(list_ident.size));
+          for _ in 0..list_ident.size {
+            let list_elem_12 = PeerSpan::read_from_in_protocol(i_prot)?;
+            val.push(list_elem_12);
+          }
+          i_prot.read_list_end()?;
+          f_7 = Some(val);
+        },
+        8 => {
+          let val = i_prot.read_bool()?;
+          f_8 = Some(val);
+        },
+        9 => {
+          let list_ident = i_prot.read_list_begin()?;
+          let mut val: Vec<Vec<u8>> = Vec::with_capacity(thrift::protocol::prealloc_size(list_ident.size));
+          for _ in 0..list_ident.size {
+            let list_elem_13 = i_prot.read_bytes()?;
+            val.push(list_elem_13);
+          }
+          i_prot.read_list_end()?;
+          f_9 = Some(val);
+        },
+        10 => {
+          let list_ident = i_prot.read_list_begin()?;
+          let mut val: Vec<PeerHeld> = Vec::with_capacity(thrift::protocol::prealloc_size(list_ident.size));
+          for _ in 0..list_ident.size {
+            let list_elem_14 = PeerHeld::read_from_in_protocol(i_prot)?;
+            val.push(list_elem_14);
+          }
+          i_prot.read_list_end()?;
+          f_10 = Some(val);
+        },
+        11 => {
+          let val = i_prot.read_i64()?;
+          f_11 = Some(val);
+        },
+        12 => {
+          let val = i_prot.read_string()?;
+          f_12 = Some(val);
+        },
+        13 => {
+          let val = PeerMemory::read_from_in_protocol(i_prot)?;
+          f_13 = Some(val);
+        },
+        14 => {
+          let val = PeerMemory::read_from_in_protocol(i_prot)?;
+          f_14 = Some(val);
+        },
+        15 => {
+          let val = i_prot.read_bool()?;
+          f_15 = Some(val);
+        },
+        _ => {
+          i_prot.skip(field_ident.field_type)?;
+        },
+      };
+      i_prot.read_field_end()?;
+    }
+    i_prot.read_struct_end()?;
+    let ret = PeerReconcile {
+      epoch: f_1,
+      asks: f_2,
+      range: f_3,
+      cut: f_4,
+      start: f_5,
+      before: f_6,
+      spans: f_7,
+      quick: f_8,
+      keys: f_9,
+      cells: f_10,
+      wall: f_11,
+      why: f_12,
+      memory: f_13,
+      claim: f_14,
+      whole: f_15,
+    };
+    Ok(ret)
+  }
+  fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
+    let struct_ident = TStructIdentifier::new("PeerReconcile");
+    o_prot.write_struct_begin(&struct_ident)?;
+    if let Some(fld_var) = self.epoch {
+      o_prot.write_field_begin(&TFieldIdentifier::new("epoch", TType::I64, 1))?;
+      o_prot.write_i64(fld_var)?;
+      o_prot.write_field_end()?
+    }
+    if let Some(ref fld_var) = self.asks {
+      o_prot.write_field_begin(&TFieldIdentifier::new("asks", TType::I32, 2))?;
+      fld_var.write_to_out_protocol(o_prot)?;
+      o_prot.write_field_end()?
+    }
+    if let Some(fld_var) = self.range {
+      o_prot.write_field_begin(&TFieldIdentifier::new("range", TType::I32, 3))?;
+      o_prot.write_i32(fld_var)?;
+      o_prot.write_field_end()?
+    }
+    if let Some(ref fld_var) = self.cut {
+      o_prot.write_field_begin(&TFieldIdentifier::new("cut", TType::Struct, 4))?;
+      fld_var.write_to_out_protocol(o_prot)?;
+      o_prot.write_field_end()?
+    }
+    if let Some(ref fld_var) = self.start {
+      o_prot.write_field_begin(&TFieldIdentifier::new("start", TType::String, 5))?;
+      o_prot.write_bytes(fld_var)?;
+      o_prot.write_field_end()?
+    }
+    if let Some(ref fld_var) = self.before {
+      o_prot.write_field_begin(&TFieldIdentifier::new("before", TType::String, 6))?;
+      o_prot.write_bytes(fld_var)?;
+      o_prot.write_field_end()?
+    }
+    if let Some(ref fld_var) = self.spans {
+      o_prot.write_field_begin(&TFieldIdentifier::new("spans", TType::List, 7))?;
+      o_prot.write_list_begin(&TListIdentifier::new(TType::Struct, fld_var.len() as i32))?;
+      for e in fld_var {
+        e.write_to_out_protocol(o_prot)?;
+      }
+      o_prot.write_list_end()?;
+      o_prot.write_field_end()?
+    }
+    if let Some(fld_var) = self.quick {
+      o_prot.write_field_begin(&TFieldIdentifier::new("quick", TType::Bool, 8))?;
+      o_prot.write_bool(fld_var)?;
+      o_prot.write_field_end()?
+    }
+    if let Some(ref fld_var) = self.keys {
+      o_prot.write_field_begin(&TFieldIdentifier::new("keys", TType::List, 9))?;
+      o_prot.write_list_begin(&TListIdentifier::new(TType::String, fld_var.len() as i32))?;
+      for e in fld_var {
+        o_prot.write_bytes(e)?;
+      }
+      o_prot.write_list_end()?;
+      o_prot.write_field_end()?
+    }
+    if let Some(ref fld_var) = self.cells {
+      o_prot.write_field_begin(&TFieldIdentifier::new("cells", TType::List, 10))?;
+      o_prot.write_list_begin(&TListIdentifier::new(TType::Struct, fld_var.len() as i32))?;
+      for e in fld_var {
+        e.write_to_out_protocol(o_prot)?;
+      }
+      o_prot.write_list_end()?;
+      o_prot.write_field_end()?
+    }
+    if let Some(fld_var) = self.wall {
+      o_prot.write_field_begin(&TFieldIdentifier::new("wall", TType::I64, 11))?;
+      o_prot.write_i64(fld_var)?;
+      o_prot.write_field_end()?
+    }
+    if let Some(ref fld_var) = self.why {
+      o_prot.write_field_begin(&TFieldIdentifier::new("why", TType::String, 12))?;
+      o_prot.write_string(fld_var)?;
+      o_prot.write_field_end()?
+    }
+    if let Some(ref fld_var) = self.memory {
+      o_prot.write_field_begin(&TFieldIdentifier::new("memory", TType::Struct, 13))?;
+      fld_var.write_to_out_protocol(o_prot)?;
+      o_prot.write_field_end()?
+    }
+    if let Some(ref fld_var) = self.claim {
+      o_prot.write_field_begin(&TFieldIdentifier::new("claim", TType::Struct, 14))?;
+      fld_var.write_to_out_protocol(o_prot)?;
+      o_prot.write_field_end()?
+    }
+    if let Some(fld_var) = self.whole {
+      o_prot.write_field_begin(&TFieldIdentifier::new("whole", TType::Bool, 15))?;
+      o_prot.write_bool(fld_var)?;
+      o_prot.write_field_end()?
+    }
+    o_prot.write_field_stop()?;
+    o_prot.write_struct_end()
+  }
+}
+
+impl Default for PeerReconcile {
+  fn default() -> Self {
+    PeerReconcile{
+      epoch: Some(0),
+      asks: None,
+      range: Some(0),
+      cut: None,
+      start: Some(Vec::new()),
+      before: Some(Vec::new()),
+      spans: Some(Vec::new()),
+      quick: Some(false),
+      keys: Some(Vec::new()),
+      cells: Some(Vec::new()),
+      wall: Some(0),
+      why: Some("".to_owned()),
+      memory: None,
+      claim: None,
+      whole: Some(false),
+    }
+  }
+}
+
+//
+// PeerReconciled
+//
+
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct PeerReconciled {
+  pub refused: Option<String>,
+  pub clock: Option<i64>,
+  pub pause: Option<i64>,
+  pub promise: Option<i64>,
+  pub waits: Option<String>,
+  pub wall: Option<i64>,
+  pub tables: Option<Vec<i32>>,
+  pub cut: Option<PeerCut>,
+  pub verdicts: Option<Vec<i32>>,
+  pub versions: Option<Vec<PeerVersion>>,
+  pub reached: Option<Vec<u8>>,
+  pub cells: Option<Vec<PeerHeld>>,
+  pub handled: Option<i32>,
+  pub memory: Option<PeerMemory>,
+  pub claim: Option<PeerMemory>,
+  pub whole: Option<bool>,
+}
+
+impl PeerReconciled {
+  pub fn new<F1, F2, F3, F4, F5, F6, F7, F8, F9, F10, F11, F12, F13, F14, F15, F16>(refused: F1, clock: F2, pause: F3, promise: F4, waits: F5, wall: F6, tables: F7, cut: F8, verdicts: F9, versions: F10, reached: F11, cells: F12, handled: F13, memory: F14, claim: F15, whole: F16) -> PeerReconciled where F1: Into<Option<String>>, F2: Into<Option<i64>>, F3: Into<Option<i64>>, F4: Into<Option<i64>>, F5: Into<Option<String>>, F6: Into<Option<i64>>, F7: Into<Option<Vec<i32>>>, F8: Into<Option<PeerCut>>, F9: Into<Option<Vec<i32>>>, F10: Into<Option<Vec<PeerVersion>>>, F11: Into<Option<Vec<u8>>>, F12: Into<Option<Vec<PeerHeld>>>, F13: Into<Option<i32>>, F14: Into<Option<PeerMemory>>, F15: Into<Option<PeerMemory>>, F16: Into<Option<bool>> {
+    PeerReconciled {
+      refused: refused.into(),
+      clock: clock.into(),
+      pause: pause.into(),
+      promise: promise.into(),
+      waits: waits.into(),
+      wall: wall.into(),
+      tables: tables.into(),
+      cut: cut.into(),
+      verdicts: verdicts.into(),
+      versions: versions.into(),
+      reached: reached.into(),
+      cells: cells.into(),
+      handled: handled.into(),
+      memory: memory.into(),
+      claim: claim.into(),
+      whole: whole.into(),
+    }
+  }
+}
+
+impl TSerializable for PeerReconciled {
+  fn read_from_in_protocol(i_prot: &mut dyn TInputProtocol) -> thrift::Result<PeerReconciled> {
+    i_prot.read_struct_begin()?;
+    let mut f_1: Option<String> = None;
+    let mut f_2: Option<i64> = None;
+    let mut f_3: Option<i64> = None;
+    let mut f_4: Option<i64> = None;
+    let mut f_5: Option<String> = None;
+    let mut f_6: Option<i64> = None;
+    let mut f_7: Option<Vec<i32>> = None;
+    let mut f_8: Option<PeerCut> = None;
+    let mut f_9: Option<Vec<i32>> = None;
+    let mut f_10: Option<Vec<PeerVersion>> = None;
+    let mut f_11: Option<Vec<u8>> = None;
+    let mut f_12: Option<Vec<PeerHeld>> = None;
+    let mut f_13: Option<i32> = None;
+    let mut f_14: Option<PeerMemory> = None;
+    let mut f_15: Option<PeerMemory> = None;
+    let mut f_16: Option<bool> = None;
+    loop {
+      let field_ident = i_prot.read_field_begin()?;
+      if field_ident.field_type == TType::Stop {
+        break;
+      }
+      let field_id = field_id(&field_ident)?;
+      match field_id {
+        1 => {
+          let val = i_prot.read_string()?;
+          f_1 = Some(val);
+        },
+        2 => {
+          let val = i_prot.read_i64()?;
+          f_2 = Some(val);
+        },
+        3 => {
+          let val = i_prot.read_i64()?;
+          f_3 = Some(val);
+        },
+        4 => {
+          let val = i_prot.read_i64()?;
+          f_4 = Some(val);
+        },
+        5 => {
+          let val = i_prot.read_string()?;
+          f_5 = Some(val);
+        },
+        6 => {
+          let val = i_prot.read_i64()?;
+          f_6 = Some(val);
+        },
+        7 => {
+          let list_ident = i_prot.read_list_begin()?;
+          let mut val: Vec<i32> = Vec::with_capacity(thrift::protocol::prealloc_size(list_ident.size));
+          for _ in 0..list_ident.size {
+            let list_elem_15 = i_prot.read_i32()?;
+            val.push(list_elem_15);
+          }
+          i_prot.read_list_end()?;
+          f_7 = Some(val);
+        },
+        8 => {
+          let val = PeerCut::read_from_in_protocol(i_prot)?;
+          f_8 = Some(val);
+        },
+        9 => {
+          let list_ident = i_prot.read_list_begin()?;
+          let mut val: Vec<i32> = Vec::with_capacity(thrift::protocol::prealloc_size(list_ident.size));
+          for _ in 0..list_ident.size {
+            let list_elem_16 = i_prot.read_i32()?;
+            val.push(list_elem_16);
+          }
+          i_prot.read_list_end()?;
+          f_9 = Some(val);
+        },
+        10 => {
+          let list_ident = i_prot.read_list_begin()?;
+          let mut val: Vec<PeerVersion> = Vec::with_capacity(thrift::protocol::prealloc_size(list_ident.size));
+          for _ in 0..list_ident.size {
+            let list_elem_17 = PeerVersion::read_from_in_protocol(i_prot)?;
+            val.push(list_elem_17);
+          }
+          i_prot.read_list_end()?;
+          f_10 = Some(val);
+        },
+        11 => {
+          let val = i_prot.read_bytes()?;
+          f_11 = Some(val);
+        },
+        12 => {
+          let list_ident = i_prot.read_list_begin()?;
+          let mut val: Vec<PeerHeld> = Vec::with_capacity(thrift::protocol::prealloc_size(list_ident.size));
+          for _ in 0..list_ident.size {
+            let list_elem_18 = PeerHeld::read_from_in_protocol(i_prot)?;
+            val.push(list_elem_18);
+          }
+          i_prot.read_list_end()?;
+          f_12 = Some(val);
+        },
+        13 => {
+          let val = i_prot.read_i32()?;
+          f_13 = Some(val);
+        },
+        14 => {
+          let val = PeerMemory::read_from_in_protocol(i_prot)?;
+          f_14 = Some(val);
+        },
+        15 => {
+          let val = PeerMemory::read_from_in_protocol(i_prot)?;
+          f_15 = Some(val);
+        },
+        16 => {
+          let val = i_prot.read_bool()?;
+          f_16 = Some(val);
+        },
+        _ => {
+          i_prot.skip(field_ident.field_type)?;
+        },
+      };
+      i_prot.read_field_end()?;
+    }
+    i_prot.read_struct_end()?;
+    let ret = PeerReconciled {
+      refused: f_1,
+      clock: f_2,
+      pause: f_3,
+      promise: f_4,
+      waits: f_5,
+      wall: f_6,
+      tables: f_7,
+      cut: f_8,
+      verdicts: f_9,
+      versions: f_10,
+      reached: f_11,
+      cells: f_12,
+      handled: f_13,
+      memory: f_14,
+      claim: f_15,
+      whole: f_16,
+    };
+    Ok(ret)
+  }
+  fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
+    let struct_ident = TStructIdentifier::new("PeerReconciled");
+    o_prot.write_struct_begin(&struct_ident)?;
+    if let Some(ref fld_var) = self.refused {
+      o_prot.write_field_begin(&TFieldIdentifier::new("refused", TType::String, 1))?;
+      o_prot.write_string(fld_var)?;
+      o_prot.write_field_end()?
+    }
+    if let Some(fld_var) = self.clock {
+      o_prot.write_field_begin(&TFieldIdentifier::new("clock", TType::I64, 2))?;
+      o_prot.write_i64(fld_var)?;
+      o_prot.write_field_end()?
+    }
+    if let Some(fld_var) = self.pause {
+      o_prot.write_field_begin(&TFieldIdentifier::new("pause", TType::I64, 3))?;
+      o_prot.write_i64(fld_var)?;
+      o_prot.write_field_end()?
+    }
+    if let Some(fld_var) = self.promise {
+      o_prot.write_field_begin(&TFieldIdentifier::new("promise", TType::I64, 4))?;
+      o_prot.write_i64(fld_var)?;
+      o_prot.write_field_end()?
+    }
+    if let Some(ref fld_var) = self.waits {
+      o_prot.write_field_begin(&TFieldIdentifier::new("waits", TType::String, 5))?;
+      o_prot.write_string(fld_var)?;
+      o_prot.write_field_end()?
+    }
+    if let Some(fld_var) = self.wall {
+      o_prot.write_field_begin(&TFieldIdentifier::new("wall", TType::I64, 6))?;
+      o_prot.write_i64(fld_var)?;
+      o_prot.write_field_end()?
+    }
+    if let Some(ref fld_var) = self.tables {
+      o_prot.write_field_begin(&TFieldIdentifier::new("tables", TType::List, 7))?;
+      o_prot.write_list_begin(&TListIdentifier::new(TType::I32, fld_var.len() as i32))?;
+      for e in fld_var {
+        o_prot.write_i32(*e)?;
+      }
+      o_prot.write_list_end()?;
+      o_prot.write_field_end()?
+    }
+    if let Some(ref fld_var) = self.cut {
+      o_prot.write_field_begin(&TFieldIdentifier::new("cut", TType::Struct, 8))?;
+      fld_var.write_to_out_protocol(o_prot)?;
+      o_prot.write_field_end()?
+    }
+    if let Some(ref fld_var) = self.verdicts {
+      o_prot.write_field_begin(&TFieldIdentifier::new("verdicts", TType::List, 9))?;
+      o_prot.write_list_begin(&TListIdentifier::new(TType::I32, fld_var.len() as i32))?;
+      for e in fld_var {
+        o_prot.write_i32(*e)?;
+      }
+      o_prot.write_list_end()?;
+      o_prot.write_field_end()?
+    }
+    if let Some(ref fld_var) = self.versions {
+      o_prot.write_field_begin(&TFieldIdentifier::new("versions", TType::List, 10))?;
+      o_prot.write_list_begin(&TListIdentifier::new(TType::Struct, fld_var.len() as i32))?;
+      for e in fld_var {
+        e.write_to_out_protocol(o_prot)?;
+      }
+      o_prot.write_list_end()?;
+      o_prot.write_field_end()?
+    }
+    if let Some(ref fld_var) = self.reached {
+      o_prot.write_field_begin(&TFieldIdentifier::new("reached", TType::String, 11))?;
+      o_prot.write_bytes(fld_var)?;
+      o_prot.write_field_end()?
+    }
+    if let Some(ref fld_var) = self.cells {
+      o_prot.write_field_begin(&TFieldIdentifier::new("cells", TType::List, 12))?;
+      o_prot.write_list_begin(&TListIdentifier::new(TType::Struct, fld_var.len() as i32))?;
+      for e in fld_var {
+        e.write_to_out_protocol(o_prot)?;
+      }
+      o_prot.write_list_end()?;
+      o_prot.write_field_end()?
+    }
+    if let Some(fld_var) = self.handled {
+      o_prot.write_field_begin(&TFieldIdentifier::new("handled", TType::I32, 13))?;
+      o_prot.write_i32(fld_var)?;
+      o_prot.write_field_end()?
+    }
+    if let Some(ref fld_var) = self.memory {
+      o_prot.write_field_begin(&TFieldIdentifier::new("memory", TType::Struct, 14))?;
+      fld_var.write_to_out_protocol(o_prot)?;
+      o_prot.write_field_end()?
+    }
+    if let Some(ref fld_var) = self.claim {
+      o_prot.write_field_begin(&TFieldIdentifier::new("claim", TType::Struct, 15))?;
+      fld_var.write_to_out_protocol(o_prot)?;
+      o_prot.write_field_end()?
+    }
+    if let Some(fld_var) = self.whole {
+      o_prot.write_field_begin(&TFieldIdentifier::new("whole", TType::Bool, 16))?;
+      o_prot.write_bool(fld_var)?;
+      o_prot.write_field_end()?
+    }
+    o_prot.write_field_stop()?;
+    o_prot.write_struct_end()
+  }
+}
+
+impl Default for PeerReconciled {
+  fn default() -> Self {
+    PeerReconciled{
+      refused: Some("".to_owned()),
+      clock: Some(0),
+      pause: Some(0),
+      promise: Some(0),
+      waits: Some("".to_owned()),
+      wall: Some(0),
+      tables: Some(Vec::new()),
+      cut: None,
+      verdicts: Some(Vec::new()),
+      versions: Some(Vec::new()),
+      reached: Some(Vec::new()),
+      cells: Some(Vec::new()),
+      handled: Some(0),
+      memory: None,
+      claim: None,
+      whole: Some(false),
     }
   }
 }
@@ -7809,6 +9161,7 @@ pub trait TPeerSyncClient {
   fn peer_ping(&mut self, request: PeerPing) -> thrift::Result<PeerPong>;
   fn peer_apply(&mut self, request: PeerApply) -> thrift::Result<PeerApplied>;
   fn peer_read(&mut self, request: PeerRead) -> thrift::Result<PeerCells>;
+  fn peer_reconcile(&mut self, request: PeerReconcile) -> thrift::Result<PeerReconciled>;
 }
 
 pub trait TPeerSyncClientMarker {}
@@ -7943,6 +9296,33 @@ impl <C: TThriftClient + TPeerSyncClientMarker> TPeerSyncClient for C {
       result.ok_or()
     }
   }
+  fn peer_reconcile(&mut self, request: PeerReconcile) -> thrift::Result<PeerReconciled> {
+    (
+      {
+        self.increment_sequence_number();
+        let message_ident = TMessageIdentifier::new("peerReconcile", TMessageType::Call, self.sequence_number());
+        let call_args = PeerPeerReconcileArgs { request };
+        self.o_prot_mut().write_message_begin(&message_ident)?;
+        call_args.write_to_out_protocol(self.o_prot_mut())?;
+        self.o_prot_mut().write_message_end()?;
+        self.o_prot_mut().flush()
+      }
+    )?;
+    {
+      let message_ident = self.i_prot_mut().read_message_begin()?;
+      verify_expected_sequence_number(self.sequence_number(), message_ident.sequence_number)?;
+      verify_expected_service_call("peerReconcile", &message_ident.name)?;
+      if message_ident.message_type == TMessageType::Exception {
+        let remote_error = thrift::Error::read_application_error_from_in_protocol(self.i_prot_mut())?;
+        self.i_prot_mut().read_message_end()?;
+        return Err(thrift::Error::Application(remote_error))
+      }
+      verify_expected_message_type(TMessageType::Reply, message_ident.message_type)?;
+      let result = PeerPeerReconcileResult::read_from_in_protocol(self.i_prot_mut())?;
+      self.i_prot_mut().read_message_end()?;
+      result.ok_or()
+    }
+  }
 }
 
 //
@@ -7954,6 +9334,7 @@ pub trait PeerSyncHandler {
   fn handle_peer_ping(&self, request: PeerPing) -> thrift::Result<PeerPong>;
   fn handle_peer_apply(&self, request: PeerApply) -> thrift::Result<PeerApplied>;
   fn handle_peer_read(&self, request: PeerRead) -> thrift::Result<PeerCells>;
+  fn handle_peer_reconcile(&self, request: PeerReconcile) -> thrift::Result<PeerReconciled>;
 }
 
 pub struct PeerSyncProcessor<H: PeerSyncHandler> {
@@ -7977,6 +9358,9 @@ impl <H: PeerSyncHandler> PeerSyncProcessor<H> {
   }
   fn process_peer_read(&self, incoming_sequence_number: i32, i_prot: &mut dyn TInputProtocol, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
     TPeerProcessFunctions::process_peer_read(&self.handler, incoming_sequence_number, i_prot, o_prot)
+  }
+  fn process_peer_reconcile(&self, incoming_sequence_number: i32, i_prot: &mut dyn TInputProtocol, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
+    TPeerProcessFunctions::process_peer_reconcile(&self.handler, incoming_sequence_number, i_prot, o_prot)
   }
 }
 
@@ -8131,6 +9515,43 @@ impl TPeerProcessFunctions {
       },
     }
   }
+  pub fn process_peer_reconcile<H: PeerSyncHandler>(handler: &H, incoming_sequence_number: i32, i_prot: &mut dyn TInputProtocol, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
+    let args = PeerPeerReconcileArgs::read_from_in_protocol(i_prot)?;
+    match handler.handle_peer_reconcile(args.request) {
+      Ok(handler_return) => {
+        let message_ident = TMessageIdentifier::new("peerReconcile", TMessageType::Reply, incoming_sequence_number);
+        o_prot.write_message_begin(&message_ident)?;
+        let ret = PeerPeerReconcileResult { result_value: Some(handler_return) };
+        ret.write_to_out_protocol(o_prot)?;
+        o_prot.write_message_end()?;
+        o_prot.flush()
+      },
+      Err(e) => {
+        match e {
+          thrift::Error::Application(app_err) => {
+            let message_ident = TMessageIdentifier::new("peerReconcile", TMessageType::Exception, incoming_sequence_number);
+            o_prot.write_message_begin(&message_ident)?;
+            thrift::Error::write_application_error_to_out_protocol(&app_err, o_prot)?;
+            o_prot.write_message_end()?;
+            o_prot.flush()
+          },
+          _ => {
+            let ret_err = {
+              ApplicationError::new(
+                ApplicationErrorKind::Unknown,
+                e.to_string()
+              )
+            };
+            let message_ident = TMessageIdentifier::new("peerReconcile", TMessageType::Exception, incoming_sequence_number);
+            o_prot.write_message_begin(&message_ident)?;
+            thrift::Error::write_application_error_to_out_protocol(&ret_err, o_prot)?;
+            o_prot.write_message_end()?;
+            o_prot.flush()
+          },
+        }
+      },
+    }
+  }
 }
 
 impl <H: PeerSyncHandler> TProcessor for PeerSyncProcessor<H> {
@@ -8148,6 +9569,9 @@ impl <H: PeerSyncHandler> TProcessor for PeerSyncProcessor<H> {
       },
       "peerRead" => {
         self.process_peer_read(message_ident.sequence_number, i_prot, o_prot)
+      },
+      "peerReconcile" => {
+        self.process_peer_reconcile(message_ident.sequence_number, i_prot, o_prot)
       },
       method => {
         Err(
@@ -8597,6 +10021,117 @@ impl PeerPeerReadResult {
   }
   fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
     let struct_ident = TStructIdentifier::new("PeerPeerReadResult");
+    o_prot.write_struct_begin(&struct_ident)?;
+    if let Some(ref fld_var) = self.result_value {
+      o_prot.write_field_begin(&TFieldIdentifier::new("result_value", TType::Struct, 0))?;
+      fld_var.write_to_out_protocol(o_prot)?;
+      o_prot.write_field_end()?
+    }
+    o_prot.write_field_stop()?;
+    o_prot.write_struct_end()
+  }
+}
+
+//
+// PeerPeerReconcileArgs
+//
+
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+struct PeerPeerReconcileArgs {
+  request: PeerReconcile,
+}
+
+impl PeerPeerReconcileArgs {
+  fn read_from_in_protocol(i_prot: &mut dyn TInputProtocol) -> thrift::Result<PeerPeerReconcileArgs> {
+    i_prot.read_struct_begin()?;
+    let mut f_1: Option<PeerReconcile> = None;
+    loop {
+      let field_ident = i_prot.read_field_begin()?;
+      if field_ident.field_type == TType::Stop {
+        break;
+      }
+      let field_id = field_id(&field_ident)?;
+      match field_id {
+        1 => {
+          let val = PeerReconcile::read_from_in_protocol(i_prot)?;
+          f_1 = Some(val);
+        },
+        _ => {
+          i_prot.skip(field_ident.field_type)?;
+        },
+      };
+      i_prot.read_field_end()?;
+    }
+    i_prot.read_struct_end()?;
+    verify_required_field_exists("PeerPeerReconcileArgs.request", &f_1)?;
+    let ret = PeerPeerReconcileArgs {
+      request: f_1.expect("auto-generated code should have checked for presence of required fields"),
+    };
+    Ok(ret)
+  }
+  fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
+    let struct_ident = TStructIdentifier::new("peerReconcile_args");
+    o_prot.write_struct_begin(&struct_ident)?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("request", TType::Struct, 1))?;
+    self.request.write_to_out_protocol(o_prot)?;
+    o_prot.write_field_end()?;
+    o_prot.write_field_stop()?;
+    o_prot.write_struct_end()
+  }
+}
+
+//
+// PeerPeerReconcileResult
+//
+
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+struct PeerPeerReconcileResult {
+  result_value: Option<PeerReconciled>,
+}
+
+impl PeerPeerReconcileResult {
+  fn ok_or(self) -> thrift::Result<PeerReconciled> {
+    if self.result_value.is_some() {
+      Ok(self.result_value.unwrap())
+    } else {
+      Err(
+        thrift::Error::Application(
+          ApplicationError::new(
+            ApplicationErrorKind::MissingResult,
+            "no result received for PeerPeerReconcile"
+          )
+        )
+      )
+    }
+  }
+  fn read_from_in_protocol(i_prot: &mut dyn TInputProtocol) -> thrift::Result<PeerPeerReconcileResult> {
+    i_prot.read_struct_begin()?;
+    let mut f_0: Option<PeerReconciled> = None;
+    loop {
+      let field_ident = i_prot.read_field_begin()?;
+      if field_ident.field_type == TType::Stop {
+        break;
+      }
+      let field_id = field_id(&field_ident)?;
+      match field_id {
+        0 => {
+          let val = PeerReconciled::read_from_in_protocol(i_prot)?;
+          f_0 = Some(val);
+        },
+        _ => {
+          i_prot.skip(field_ident.field_type)?;
+        },
+      };
+      i_prot.read_field_end()?;
+    }
+    i_prot.read_struct_end()?;
+    let ret = PeerPeerReconcileResult {
+      result_value: f_0,
+    };
+    Ok(ret)
+  }
+  fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
+    let struct_ident = TStructIdentifier::new("PeerPeerReconcileResult");
     o_prot.write_struct_begin(&struct_ident)?;
     if let Some(ref fld_var) = self.result_value {
       o_prot.write_field_begin(&TFieldIdentifier::new("result_value", TType::Struct, 0))?;

@@ -168,6 +168,17 @@ impl Payload for i32 {
     }
 }
 
+/// A large struct that would make every call as large as itself.
+impl<P: Payload> Payload for Box<P> {
+    const KIND: TType = P::KIND;
+    fn read(input: &mut dyn TInputProtocol) -> thrift::Result<Self> {
+        P::read(input).map(Box::new)
+    }
+    fn write(&self, output: &mut dyn TOutputProtocol) -> thrift::Result<()> {
+        (**self).write(output)
+    }
+}
+
 macro_rules! struct_payloads {
     ($($name:ident),+) => { $(
         impl Payload for $name {
@@ -205,7 +216,9 @@ struct_payloads!(
     PeerApply,
     PeerApplied,
     PeerRead,
-    PeerCells
+    PeerCells,
+    PeerReconcile,
+    PeerReconciled
 );
 
 macro_rules! methods {
@@ -291,4 +304,5 @@ methods! {
     Ping = "peerPing"("request": PeerPing) -> PeerPong, throws Nothing;
     Apply = "peerApply"("request": PeerApply) -> PeerApplied, throws Nothing;
     Read = "peerRead"("request": PeerRead) -> PeerCells, throws Nothing;
+    Reconcile = "peerReconcile"("request": Box<PeerReconcile>) -> Box<PeerReconciled>, throws Nothing;
 }

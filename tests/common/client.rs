@@ -120,6 +120,12 @@ impl Client {
         Ok(self.call::<method::Get>(&request)?.map_err(refused)?.value)
     }
 
+    /// `remove`.
+    pub fn remove(&mut self, key: &[u8], level: &str) -> Result<WriteResult, CallError> {
+        let request = RemoveRequest::new(key.to_vec(), self::level(level), None, None);
+        self.call::<method::Remove>(&request)?.map_err(refused)
+    }
+
     /// `batch` of puts at one level; how many were written.
     pub fn put_batch(&mut self, puts: Vec<PutRequest>) -> Result<usize, CallError> {
         let operations = puts.into_iter().map(|put| Operation::new(put, None, None)).collect::<Vec<_>>();

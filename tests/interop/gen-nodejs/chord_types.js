@@ -19,6 +19,15 @@ ttypes.Level = {
   'TWO' : 7,
   'THREE' : 8
 };
+ttypes.PeerAsks = {
+  'PROMISE' : 1,
+  'COMPARE' : 2,
+  'VERSIONS' : 3,
+  'FETCH' : 4,
+  'GIVE' : 5,
+  'CLOSE' : 6,
+  'OUTCOME' : 7
+};
 const SystemException = module.exports.SystemException = class extends Thrift.TException {
   constructor(args) {
     super(args);
@@ -1639,6 +1648,215 @@ const Member = module.exports.Member = class {
   }
 
 };
+const RangeState = module.exports.RangeState = class {
+  constructor(args) {
+    this.owner = null;
+    this.provenUpto = null;
+    this.provenAt = null;
+    this.notNow = null;
+    this.cells = null;
+    this.leavesPending = null;
+    this.deadCells = null;
+    this.deadBytes = null;
+    this.uncollected = null;
+    this.collectedUpto = null;
+    this.refilling = null;
+    if (args) {
+      if (args.owner !== undefined && args.owner !== null) {
+        this.owner = args.owner;
+      }
+      if (args.provenUpto !== undefined && args.provenUpto !== null) {
+        this.provenUpto = args.provenUpto;
+      }
+      if (args.provenAt !== undefined && args.provenAt !== null) {
+        this.provenAt = args.provenAt;
+      }
+      if (args.notNow !== undefined && args.notNow !== null) {
+        this.notNow = args.notNow;
+      }
+      if (args.cells !== undefined && args.cells !== null) {
+        this.cells = args.cells;
+      }
+      if (args.leavesPending !== undefined && args.leavesPending !== null) {
+        this.leavesPending = args.leavesPending;
+      }
+      if (args.deadCells !== undefined && args.deadCells !== null) {
+        this.deadCells = args.deadCells;
+      }
+      if (args.deadBytes !== undefined && args.deadBytes !== null) {
+        this.deadBytes = args.deadBytes;
+      }
+      if (args.uncollected !== undefined && args.uncollected !== null) {
+        this.uncollected = args.uncollected;
+      }
+      if (args.collectedUpto !== undefined && args.collectedUpto !== null) {
+        this.collectedUpto = args.collectedUpto;
+      }
+      if (args.refilling !== undefined && args.refilling !== null) {
+        this.refilling = args.refilling;
+      }
+    }
+  }
+
+  read (input) {
+    input.readStructBegin();
+    while (true) {
+      const ret = input.readFieldBegin();
+      const ftype = ret.ftype;
+      const fid = ret.fid;
+      if (ftype == Thrift.Type.STOP) {
+        break;
+      }
+      switch (fid) {
+        case 1:
+        if (ftype == Thrift.Type.I32) {
+          this.owner = input.readI32();
+        } else {
+          input.skip(ftype);
+        }
+        break;
+        case 2:
+        if (ftype == Thrift.Type.I64) {
+          this.provenUpto = input.readI64();
+        } else {
+          input.skip(ftype);
+        }
+        break;
+        case 3:
+        if (ftype == Thrift.Type.I64) {
+          this.provenAt = input.readI64();
+        } else {
+          input.skip(ftype);
+        }
+        break;
+        case 4:
+        if (ftype == Thrift.Type.STRING) {
+          this.notNow = input.readString();
+        } else {
+          input.skip(ftype);
+        }
+        break;
+        case 5:
+        if (ftype == Thrift.Type.I64) {
+          this.cells = input.readI64();
+        } else {
+          input.skip(ftype);
+        }
+        break;
+        case 6:
+        if (ftype == Thrift.Type.I64) {
+          this.leavesPending = input.readI64();
+        } else {
+          input.skip(ftype);
+        }
+        break;
+        case 7:
+        if (ftype == Thrift.Type.I64) {
+          this.deadCells = input.readI64();
+        } else {
+          input.skip(ftype);
+        }
+        break;
+        case 8:
+        if (ftype == Thrift.Type.I64) {
+          this.deadBytes = input.readI64();
+        } else {
+          input.skip(ftype);
+        }
+        break;
+        case 9:
+        if (ftype == Thrift.Type.STRING) {
+          this.uncollected = input.readString();
+        } else {
+          input.skip(ftype);
+        }
+        break;
+        case 10:
+        if (ftype == Thrift.Type.I64) {
+          this.collectedUpto = input.readI64();
+        } else {
+          input.skip(ftype);
+        }
+        break;
+        case 11:
+        if (ftype == Thrift.Type.STRING) {
+          this.refilling = input.readString();
+        } else {
+          input.skip(ftype);
+        }
+        break;
+        default:
+          input.skip(ftype);
+      }
+      input.readFieldEnd();
+    }
+    input.readStructEnd();
+    return;
+  }
+
+  write (output) {
+    output.writeStructBegin('RangeState');
+    if (this.owner !== null && this.owner !== undefined) {
+      output.writeFieldBegin('owner', Thrift.Type.I32, 1);
+      output.writeI32(this.owner);
+      output.writeFieldEnd();
+    }
+    if (this.provenUpto !== null && this.provenUpto !== undefined) {
+      output.writeFieldBegin('provenUpto', Thrift.Type.I64, 2);
+      output.writeI64(this.provenUpto);
+      output.writeFieldEnd();
+    }
+    if (this.provenAt !== null && this.provenAt !== undefined) {
+      output.writeFieldBegin('provenAt', Thrift.Type.I64, 3);
+      output.writeI64(this.provenAt);
+      output.writeFieldEnd();
+    }
+    if (this.notNow !== null && this.notNow !== undefined) {
+      output.writeFieldBegin('notNow', Thrift.Type.STRING, 4);
+      output.writeString(this.notNow);
+      output.writeFieldEnd();
+    }
+    if (this.cells !== null && this.cells !== undefined) {
+      output.writeFieldBegin('cells', Thrift.Type.I64, 5);
+      output.writeI64(this.cells);
+      output.writeFieldEnd();
+    }
+    if (this.leavesPending !== null && this.leavesPending !== undefined) {
+      output.writeFieldBegin('leavesPending', Thrift.Type.I64, 6);
+      output.writeI64(this.leavesPending);
+      output.writeFieldEnd();
+    }
+    if (this.deadCells !== null && this.deadCells !== undefined) {
+      output.writeFieldBegin('deadCells', Thrift.Type.I64, 7);
+      output.writeI64(this.deadCells);
+      output.writeFieldEnd();
+    }
+    if (this.deadBytes !== null && this.deadBytes !== undefined) {
+      output.writeFieldBegin('deadBytes', Thrift.Type.I64, 8);
+      output.writeI64(this.deadBytes);
+      output.writeFieldEnd();
+    }
+    if (this.uncollected !== null && this.uncollected !== undefined) {
+      output.writeFieldBegin('uncollected', Thrift.Type.STRING, 9);
+      output.writeString(this.uncollected);
+      output.writeFieldEnd();
+    }
+    if (this.collectedUpto !== null && this.collectedUpto !== undefined) {
+      output.writeFieldBegin('collectedUpto', Thrift.Type.I64, 10);
+      output.writeI64(this.collectedUpto);
+      output.writeFieldEnd();
+    }
+    if (this.refilling !== null && this.refilling !== undefined) {
+      output.writeFieldBegin('refilling', Thrift.Type.STRING, 11);
+      output.writeString(this.refilling);
+      output.writeFieldEnd();
+    }
+    output.writeFieldStop();
+    output.writeStructEnd();
+    return;
+  }
+
+};
 const Description = module.exports.Description = class {
   constructor(args) {
     this.cluster = null;
@@ -1648,6 +1866,7 @@ const Description = module.exports.Description = class {
     this.members = null;
     this.version = null;
     this.durability = null;
+    this.ranges = null;
     if (args) {
       if (args.cluster !== undefined && args.cluster !== null) {
         this.cluster = args.cluster;
@@ -1669,6 +1888,9 @@ const Description = module.exports.Description = class {
       }
       if (args.durability !== undefined && args.durability !== null) {
         this.durability = args.durability;
+      }
+      if (args.ranges !== undefined && args.ranges !== null) {
+        this.ranges = Thrift.copyList(args.ranges, [ttypes.RangeState]);
       }
     }
   }
@@ -1741,6 +1963,22 @@ const Description = module.exports.Description = class {
           input.skip(ftype);
         }
         break;
+        case 8:
+        if (ftype == Thrift.Type.LIST) {
+          this.ranges = [];
+          const _rtmp325 = input.readListBegin();
+          const _size24 = _rtmp325.size || 0;
+          for (let _i26 = 0; _i26 < _size24; ++_i26) {
+            let elem27 = null;
+            elem27 = new ttypes.RangeState();
+            elem27.read(input);
+            this.ranges.push(elem27);
+          }
+          input.readListEnd();
+        } else {
+          input.skip(ftype);
+        }
+        break;
         default:
           input.skip(ftype);
       }
@@ -1775,10 +2013,10 @@ const Description = module.exports.Description = class {
     if (this.members !== null && this.members !== undefined) {
       output.writeFieldBegin('members', Thrift.Type.LIST, 5);
       output.writeListBegin(Thrift.Type.STRUCT, this.members.length);
-      for (let iter24 in this.members) {
-        if (this.members.hasOwnProperty(iter24)) {
-          iter24 = this.members[iter24];
-          iter24.write(output);
+      for (let iter28 in this.members) {
+        if (this.members.hasOwnProperty(iter28)) {
+          iter28 = this.members[iter28];
+          iter28.write(output);
         }
       }
       output.writeListEnd();
@@ -1792,6 +2030,18 @@ const Description = module.exports.Description = class {
     if (this.durability !== null && this.durability !== undefined) {
       output.writeFieldBegin('durability', Thrift.Type.STRING, 7);
       output.writeString(this.durability);
+      output.writeFieldEnd();
+    }
+    if (this.ranges !== null && this.ranges !== undefined) {
+      output.writeFieldBegin('ranges', Thrift.Type.LIST, 8);
+      output.writeListBegin(Thrift.Type.STRUCT, this.ranges.length);
+      for (let iter29 in this.ranges) {
+        if (this.ranges.hasOwnProperty(iter29)) {
+          iter29 = this.ranges[iter29];
+          iter29.write(output);
+        }
+      }
+      output.writeListEnd();
       output.writeFieldEnd();
     }
     output.writeFieldStop();
@@ -1823,14 +2073,14 @@ const Stats = module.exports.Stats = class {
         case 1:
         if (ftype == Thrift.Type.MAP) {
           this.values = {};
-          const _rtmp326 = input.readMapBegin();
-          const _size25 = _rtmp326.size || 0;
-          for (let _i27 = 0; _i27 < _size25; ++_i27) {
-            let key28 = null;
-            let val29 = null;
-            key28 = input.readString();
-            val29 = input.readI64();
-            this.values[key28] = val29;
+          const _rtmp331 = input.readMapBegin();
+          const _size30 = _rtmp331.size || 0;
+          for (let _i32 = 0; _i32 < _size30; ++_i32) {
+            let key33 = null;
+            let val34 = null;
+            key33 = input.readString();
+            val34 = input.readI64();
+            this.values[key33] = val34;
           }
           input.readMapEnd();
         } else {
@@ -1854,11 +2104,11 @@ const Stats = module.exports.Stats = class {
     if (this.values !== null && this.values !== undefined) {
       output.writeFieldBegin('values', Thrift.Type.MAP, 1);
       output.writeMapBegin(Thrift.Type.STRING, Thrift.Type.I64, Thrift.objectLength(this.values));
-      for (let kiter30 in this.values) {
-        if (this.values.hasOwnProperty(kiter30)) {
-          let viter31 = this.values[kiter30];
-          output.writeString(kiter30);
-          output.writeI64(viter31);
+      for (let kiter35 in this.values) {
+        if (this.values.hasOwnProperty(kiter35)) {
+          let viter36 = this.values[kiter35];
+          output.writeString(kiter35);
+          output.writeI64(viter36);
         }
       }
       output.writeMapEnd();
@@ -2385,13 +2635,13 @@ const PageResult = module.exports.PageResult = class {
         case 1:
         if (ftype == Thrift.Type.LIST) {
           this.cells = [];
-          const _rtmp333 = input.readListBegin();
-          const _size32 = _rtmp333.size || 0;
-          for (let _i34 = 0; _i34 < _size32; ++_i34) {
-            let elem35 = null;
-            elem35 = new ttypes.CellRow();
-            elem35.read(input);
-            this.cells.push(elem35);
+          const _rtmp338 = input.readListBegin();
+          const _size37 = _rtmp338.size || 0;
+          for (let _i39 = 0; _i39 < _size37; ++_i39) {
+            let elem40 = null;
+            elem40 = new ttypes.CellRow();
+            elem40.read(input);
+            this.cells.push(elem40);
           }
           input.readListEnd();
         } else {
@@ -2426,10 +2676,10 @@ const PageResult = module.exports.PageResult = class {
     if (this.cells !== null && this.cells !== undefined) {
       output.writeFieldBegin('cells', Thrift.Type.LIST, 1);
       output.writeListBegin(Thrift.Type.STRUCT, this.cells.length);
-      for (let iter36 in this.cells) {
-        if (this.cells.hasOwnProperty(iter36)) {
-          iter36 = this.cells[iter36];
-          iter36.write(output);
+      for (let iter41 in this.cells) {
+        if (this.cells.hasOwnProperty(iter41)) {
+          iter41 = this.cells[iter41];
+          iter41.write(output);
         }
       }
       output.writeListEnd();
@@ -2892,12 +3142,12 @@ const PeerApply = module.exports.PeerApply = class {
         case 2:
         if (ftype == Thrift.Type.LIST) {
           this.mutations = [];
-          const _rtmp338 = input.readListBegin();
-          const _size37 = _rtmp338.size || 0;
-          for (let _i39 = 0; _i39 < _size37; ++_i39) {
-            let elem40 = null;
-            elem40 = input.readBinary();
-            this.mutations.push(elem40);
+          const _rtmp343 = input.readListBegin();
+          const _size42 = _rtmp343.size || 0;
+          for (let _i44 = 0; _i44 < _size42; ++_i44) {
+            let elem45 = null;
+            elem45 = input.readBinary();
+            this.mutations.push(elem45);
           }
           input.readListEnd();
         } else {
@@ -2923,10 +3173,10 @@ const PeerApply = module.exports.PeerApply = class {
     if (this.mutations !== null && this.mutations !== undefined) {
       output.writeFieldBegin('mutations', Thrift.Type.LIST, 2);
       output.writeListBegin(Thrift.Type.STRING, this.mutations.length);
-      for (let iter41 in this.mutations) {
-        if (this.mutations.hasOwnProperty(iter41)) {
-          iter41 = this.mutations[iter41];
-          output.writeBinary(iter41);
+      for (let iter46 in this.mutations) {
+        if (this.mutations.hasOwnProperty(iter46)) {
+          iter46 = this.mutations[iter46];
+          output.writeBinary(iter46);
         }
       }
       output.writeListEnd();
@@ -2969,12 +3219,12 @@ const PeerApplied = module.exports.PeerApplied = class {
         case 1:
         if (ftype == Thrift.Type.LIST) {
           this.answers = [];
-          const _rtmp343 = input.readListBegin();
-          const _size42 = _rtmp343.size || 0;
-          for (let _i44 = 0; _i44 < _size42; ++_i44) {
-            let elem45 = null;
-            elem45 = input.readI64();
-            this.answers.push(elem45);
+          const _rtmp348 = input.readListBegin();
+          const _size47 = _rtmp348.size || 0;
+          for (let _i49 = 0; _i49 < _size47; ++_i49) {
+            let elem50 = null;
+            elem50 = input.readI64();
+            this.answers.push(elem50);
           }
           input.readListEnd();
         } else {
@@ -3009,10 +3259,10 @@ const PeerApplied = module.exports.PeerApplied = class {
     if (this.answers !== null && this.answers !== undefined) {
       output.writeFieldBegin('answers', Thrift.Type.LIST, 1);
       output.writeListBegin(Thrift.Type.I64, this.answers.length);
-      for (let iter46 in this.answers) {
-        if (this.answers.hasOwnProperty(iter46)) {
-          iter46 = this.answers[iter46];
-          output.writeI64(iter46);
+      for (let iter51 in this.answers) {
+        if (this.answers.hasOwnProperty(iter51)) {
+          iter51 = this.answers[iter51];
+          output.writeI64(iter51);
         }
       }
       output.writeListEnd();
@@ -3279,13 +3529,13 @@ const PeerCells = module.exports.PeerCells = class {
         case 1:
         if (ftype == Thrift.Type.LIST) {
           this.cells = [];
-          const _rtmp348 = input.readListBegin();
-          const _size47 = _rtmp348.size || 0;
-          for (let _i49 = 0; _i49 < _size47; ++_i49) {
-            let elem50 = null;
-            elem50 = new ttypes.PeerCell();
-            elem50.read(input);
-            this.cells.push(elem50);
+          const _rtmp353 = input.readListBegin();
+          const _size52 = _rtmp353.size || 0;
+          for (let _i54 = 0; _i54 < _size52; ++_i54) {
+            let elem55 = null;
+            elem55 = new ttypes.PeerCell();
+            elem55.read(input);
+            this.cells.push(elem55);
           }
           input.readListEnd();
         } else {
@@ -3327,10 +3577,10 @@ const PeerCells = module.exports.PeerCells = class {
     if (this.cells !== null && this.cells !== undefined) {
       output.writeFieldBegin('cells', Thrift.Type.LIST, 1);
       output.writeListBegin(Thrift.Type.STRUCT, this.cells.length);
-      for (let iter51 in this.cells) {
-        if (this.cells.hasOwnProperty(iter51)) {
-          iter51 = this.cells[iter51];
-          iter51.write(output);
+      for (let iter56 in this.cells) {
+        if (this.cells.hasOwnProperty(iter56)) {
+          iter56 = this.cells[iter56];
+          iter56.write(output);
         }
       }
       output.writeListEnd();
@@ -3349,6 +3599,1072 @@ const PeerCells = module.exports.PeerCells = class {
     if (this.complete !== null && this.complete !== undefined) {
       output.writeFieldBegin('complete', Thrift.Type.BOOL, 4);
       output.writeBool(this.complete);
+      output.writeFieldEnd();
+    }
+    output.writeFieldStop();
+    output.writeStructEnd();
+    return;
+  }
+
+};
+const PeerCut = module.exports.PeerCut = class {
+  constructor(args) {
+    this.upto = null;
+    this.beyond = null;
+    this.collected = null;
+    this.expired = null;
+    if (args) {
+      if (args.upto !== undefined && args.upto !== null) {
+        this.upto = args.upto;
+      }
+      if (args.beyond !== undefined && args.beyond !== null) {
+        this.beyond = args.beyond;
+      }
+      if (args.collected !== undefined && args.collected !== null) {
+        this.collected = args.collected;
+      }
+      if (args.expired !== undefined && args.expired !== null) {
+        this.expired = args.expired;
+      }
+    }
+  }
+
+  read (input) {
+    input.readStructBegin();
+    while (true) {
+      const ret = input.readFieldBegin();
+      const ftype = ret.ftype;
+      const fid = ret.fid;
+      if (ftype == Thrift.Type.STOP) {
+        break;
+      }
+      switch (fid) {
+        case 1:
+        if (ftype == Thrift.Type.I64) {
+          this.upto = input.readI64();
+        } else {
+          input.skip(ftype);
+        }
+        break;
+        case 2:
+        if (ftype == Thrift.Type.I64) {
+          this.beyond = input.readI64();
+        } else {
+          input.skip(ftype);
+        }
+        break;
+        case 3:
+        if (ftype == Thrift.Type.I64) {
+          this.collected = input.readI64();
+        } else {
+          input.skip(ftype);
+        }
+        break;
+        case 4:
+        if (ftype == Thrift.Type.I64) {
+          this.expired = input.readI64();
+        } else {
+          input.skip(ftype);
+        }
+        break;
+        default:
+          input.skip(ftype);
+      }
+      input.readFieldEnd();
+    }
+    input.readStructEnd();
+    return;
+  }
+
+  write (output) {
+    output.writeStructBegin('PeerCut');
+    if (this.upto !== null && this.upto !== undefined) {
+      output.writeFieldBegin('upto', Thrift.Type.I64, 1);
+      output.writeI64(this.upto);
+      output.writeFieldEnd();
+    }
+    if (this.beyond !== null && this.beyond !== undefined) {
+      output.writeFieldBegin('beyond', Thrift.Type.I64, 2);
+      output.writeI64(this.beyond);
+      output.writeFieldEnd();
+    }
+    if (this.collected !== null && this.collected !== undefined) {
+      output.writeFieldBegin('collected', Thrift.Type.I64, 3);
+      output.writeI64(this.collected);
+      output.writeFieldEnd();
+    }
+    if (this.expired !== null && this.expired !== undefined) {
+      output.writeFieldBegin('expired', Thrift.Type.I64, 4);
+      output.writeI64(this.expired);
+      output.writeFieldEnd();
+    }
+    output.writeFieldStop();
+    output.writeStructEnd();
+    return;
+  }
+
+};
+const PeerSpan = module.exports.PeerSpan = class {
+  constructor(args) {
+    this.before = null;
+    this.cells = null;
+    this.digest = null;
+    if (args) {
+      if (args.before !== undefined && args.before !== null) {
+        this.before = args.before;
+      }
+      if (args.cells !== undefined && args.cells !== null) {
+        this.cells = args.cells;
+      }
+      if (args.digest !== undefined && args.digest !== null) {
+        this.digest = args.digest;
+      }
+    }
+  }
+
+  read (input) {
+    input.readStructBegin();
+    while (true) {
+      const ret = input.readFieldBegin();
+      const ftype = ret.ftype;
+      const fid = ret.fid;
+      if (ftype == Thrift.Type.STOP) {
+        break;
+      }
+      switch (fid) {
+        case 1:
+        if (ftype == Thrift.Type.STRING) {
+          this.before = input.readBinary();
+        } else {
+          input.skip(ftype);
+        }
+        break;
+        case 2:
+        if (ftype == Thrift.Type.I64) {
+          this.cells = input.readI64();
+        } else {
+          input.skip(ftype);
+        }
+        break;
+        case 3:
+        if (ftype == Thrift.Type.STRING) {
+          this.digest = input.readBinary();
+        } else {
+          input.skip(ftype);
+        }
+        break;
+        default:
+          input.skip(ftype);
+      }
+      input.readFieldEnd();
+    }
+    input.readStructEnd();
+    return;
+  }
+
+  write (output) {
+    output.writeStructBegin('PeerSpan');
+    if (this.before !== null && this.before !== undefined) {
+      output.writeFieldBegin('before', Thrift.Type.STRING, 1);
+      output.writeBinary(this.before);
+      output.writeFieldEnd();
+    }
+    if (this.cells !== null && this.cells !== undefined) {
+      output.writeFieldBegin('cells', Thrift.Type.I64, 2);
+      output.writeI64(this.cells);
+      output.writeFieldEnd();
+    }
+    if (this.digest !== null && this.digest !== undefined) {
+      output.writeFieldBegin('digest', Thrift.Type.STRING, 3);
+      output.writeBinary(this.digest);
+      output.writeFieldEnd();
+    }
+    output.writeFieldStop();
+    output.writeStructEnd();
+    return;
+  }
+
+};
+const PeerVersion = module.exports.PeerVersion = class {
+  constructor(args) {
+    this.engineKey = null;
+    this.stamp = null;
+    this.hash = null;
+    if (args) {
+      if (args.engineKey !== undefined && args.engineKey !== null) {
+        this.engineKey = args.engineKey;
+      }
+      if (args.stamp !== undefined && args.stamp !== null) {
+        this.stamp = args.stamp;
+      }
+      if (args.hash !== undefined && args.hash !== null) {
+        this.hash = args.hash;
+      }
+    }
+  }
+
+  read (input) {
+    input.readStructBegin();
+    while (true) {
+      const ret = input.readFieldBegin();
+      const ftype = ret.ftype;
+      const fid = ret.fid;
+      if (ftype == Thrift.Type.STOP) {
+        break;
+      }
+      switch (fid) {
+        case 1:
+        if (ftype == Thrift.Type.STRING) {
+          this.engineKey = input.readBinary();
+        } else {
+          input.skip(ftype);
+        }
+        break;
+        case 2:
+        if (ftype == Thrift.Type.I64) {
+          this.stamp = input.readI64();
+        } else {
+          input.skip(ftype);
+        }
+        break;
+        case 3:
+        if (ftype == Thrift.Type.STRING) {
+          this.hash = input.readBinary();
+        } else {
+          input.skip(ftype);
+        }
+        break;
+        default:
+          input.skip(ftype);
+      }
+      input.readFieldEnd();
+    }
+    input.readStructEnd();
+    return;
+  }
+
+  write (output) {
+    output.writeStructBegin('PeerVersion');
+    if (this.engineKey !== null && this.engineKey !== undefined) {
+      output.writeFieldBegin('engineKey', Thrift.Type.STRING, 1);
+      output.writeBinary(this.engineKey);
+      output.writeFieldEnd();
+    }
+    if (this.stamp !== null && this.stamp !== undefined) {
+      output.writeFieldBegin('stamp', Thrift.Type.I64, 2);
+      output.writeI64(this.stamp);
+      output.writeFieldEnd();
+    }
+    if (this.hash !== null && this.hash !== undefined) {
+      output.writeFieldBegin('hash', Thrift.Type.STRING, 3);
+      output.writeBinary(this.hash);
+      output.writeFieldEnd();
+    }
+    output.writeFieldStop();
+    output.writeStructEnd();
+    return;
+  }
+
+};
+const PeerHeld = module.exports.PeerHeld = class {
+  constructor(args) {
+    this.engineKey = null;
+    this.cell = null;
+    if (args) {
+      if (args.engineKey !== undefined && args.engineKey !== null) {
+        this.engineKey = args.engineKey;
+      }
+      if (args.cell !== undefined && args.cell !== null) {
+        this.cell = args.cell;
+      }
+    }
+  }
+
+  read (input) {
+    input.readStructBegin();
+    while (true) {
+      const ret = input.readFieldBegin();
+      const ftype = ret.ftype;
+      const fid = ret.fid;
+      if (ftype == Thrift.Type.STOP) {
+        break;
+      }
+      switch (fid) {
+        case 1:
+        if (ftype == Thrift.Type.STRING) {
+          this.engineKey = input.readBinary();
+        } else {
+          input.skip(ftype);
+        }
+        break;
+        case 2:
+        if (ftype == Thrift.Type.STRING) {
+          this.cell = input.readBinary();
+        } else {
+          input.skip(ftype);
+        }
+        break;
+        default:
+          input.skip(ftype);
+      }
+      input.readFieldEnd();
+    }
+    input.readStructEnd();
+    return;
+  }
+
+  write (output) {
+    output.writeStructBegin('PeerHeld');
+    if (this.engineKey !== null && this.engineKey !== undefined) {
+      output.writeFieldBegin('engineKey', Thrift.Type.STRING, 1);
+      output.writeBinary(this.engineKey);
+      output.writeFieldEnd();
+    }
+    if (this.cell !== null && this.cell !== undefined) {
+      output.writeFieldBegin('cell', Thrift.Type.STRING, 2);
+      output.writeBinary(this.cell);
+      output.writeFieldEnd();
+    }
+    output.writeFieldStop();
+    output.writeStructEnd();
+    return;
+  }
+
+};
+const PeerMemory = module.exports.PeerMemory = class {
+  constructor(args) {
+    this.incarnation = null;
+    this.logged = null;
+    if (args) {
+      if (args.incarnation !== undefined && args.incarnation !== null) {
+        this.incarnation = args.incarnation;
+      }
+      if (args.logged !== undefined && args.logged !== null) {
+        this.logged = args.logged;
+      }
+    }
+  }
+
+  read (input) {
+    input.readStructBegin();
+    while (true) {
+      const ret = input.readFieldBegin();
+      const ftype = ret.ftype;
+      const fid = ret.fid;
+      if (ftype == Thrift.Type.STOP) {
+        break;
+      }
+      switch (fid) {
+        case 1:
+        if (ftype == Thrift.Type.I64) {
+          this.incarnation = input.readI64();
+        } else {
+          input.skip(ftype);
+        }
+        break;
+        case 2:
+        if (ftype == Thrift.Type.I64) {
+          this.logged = input.readI64();
+        } else {
+          input.skip(ftype);
+        }
+        break;
+        default:
+          input.skip(ftype);
+      }
+      input.readFieldEnd();
+    }
+    input.readStructEnd();
+    return;
+  }
+
+  write (output) {
+    output.writeStructBegin('PeerMemory');
+    if (this.incarnation !== null && this.incarnation !== undefined) {
+      output.writeFieldBegin('incarnation', Thrift.Type.I64, 1);
+      output.writeI64(this.incarnation);
+      output.writeFieldEnd();
+    }
+    if (this.logged !== null && this.logged !== undefined) {
+      output.writeFieldBegin('logged', Thrift.Type.I64, 2);
+      output.writeI64(this.logged);
+      output.writeFieldEnd();
+    }
+    output.writeFieldStop();
+    output.writeStructEnd();
+    return;
+  }
+
+};
+const PeerReconcile = module.exports.PeerReconcile = class {
+  constructor(args) {
+    this.epoch = null;
+    this.asks = null;
+    this.range = null;
+    this.cut = null;
+    this.start = null;
+    this.before = null;
+    this.spans = null;
+    this.quick = null;
+    this.keys = null;
+    this.cells = null;
+    this.wall = null;
+    this.why = null;
+    this.memory = null;
+    this.claim = null;
+    this.whole = null;
+    if (args) {
+      if (args.epoch !== undefined && args.epoch !== null) {
+        this.epoch = args.epoch;
+      }
+      if (args.asks !== undefined && args.asks !== null) {
+        this.asks = args.asks;
+      }
+      if (args.range !== undefined && args.range !== null) {
+        this.range = args.range;
+      }
+      if (args.cut !== undefined && args.cut !== null) {
+        this.cut = new ttypes.PeerCut(args.cut);
+      }
+      if (args.start !== undefined && args.start !== null) {
+        this.start = args.start;
+      }
+      if (args.before !== undefined && args.before !== null) {
+        this.before = args.before;
+      }
+      if (args.spans !== undefined && args.spans !== null) {
+        this.spans = Thrift.copyList(args.spans, [ttypes.PeerSpan]);
+      }
+      if (args.quick !== undefined && args.quick !== null) {
+        this.quick = args.quick;
+      }
+      if (args.keys !== undefined && args.keys !== null) {
+        this.keys = Thrift.copyList(args.keys, [null]);
+      }
+      if (args.cells !== undefined && args.cells !== null) {
+        this.cells = Thrift.copyList(args.cells, [ttypes.PeerHeld]);
+      }
+      if (args.wall !== undefined && args.wall !== null) {
+        this.wall = args.wall;
+      }
+      if (args.why !== undefined && args.why !== null) {
+        this.why = args.why;
+      }
+      if (args.memory !== undefined && args.memory !== null) {
+        this.memory = new ttypes.PeerMemory(args.memory);
+      }
+      if (args.claim !== undefined && args.claim !== null) {
+        this.claim = new ttypes.PeerMemory(args.claim);
+      }
+      if (args.whole !== undefined && args.whole !== null) {
+        this.whole = args.whole;
+      }
+    }
+  }
+
+  read (input) {
+    input.readStructBegin();
+    while (true) {
+      const ret = input.readFieldBegin();
+      const ftype = ret.ftype;
+      const fid = ret.fid;
+      if (ftype == Thrift.Type.STOP) {
+        break;
+      }
+      switch (fid) {
+        case 1:
+        if (ftype == Thrift.Type.I64) {
+          this.epoch = input.readI64();
+        } else {
+          input.skip(ftype);
+        }
+        break;
+        case 2:
+        if (ftype == Thrift.Type.I32) {
+          this.asks = input.readI32();
+        } else {
+          input.skip(ftype);
+        }
+        break;
+        case 3:
+        if (ftype == Thrift.Type.I32) {
+          this.range = input.readI32();
+        } else {
+          input.skip(ftype);
+        }
+        break;
+        case 4:
+        if (ftype == Thrift.Type.STRUCT) {
+          this.cut = new ttypes.PeerCut();
+          this.cut.read(input);
+        } else {
+          input.skip(ftype);
+        }
+        break;
+        case 5:
+        if (ftype == Thrift.Type.STRING) {
+          this.start = input.readBinary();
+        } else {
+          input.skip(ftype);
+        }
+        break;
+        case 6:
+        if (ftype == Thrift.Type.STRING) {
+          this.before = input.readBinary();
+        } else {
+          input.skip(ftype);
+        }
+        break;
+        case 7:
+        if (ftype == Thrift.Type.LIST) {
+          this.spans = [];
+          const _rtmp358 = input.readListBegin();
+          const _size57 = _rtmp358.size || 0;
+          for (let _i59 = 0; _i59 < _size57; ++_i59) {
+            let elem60 = null;
+            elem60 = new ttypes.PeerSpan();
+            elem60.read(input);
+            this.spans.push(elem60);
+          }
+          input.readListEnd();
+        } else {
+          input.skip(ftype);
+        }
+        break;
+        case 8:
+        if (ftype == Thrift.Type.BOOL) {
+          this.quick = input.readBool();
+        } else {
+          input.skip(ftype);
+        }
+        break;
+        case 9:
+        if (ftype == Thrift.Type.LIST) {
+          this.keys = [];
+          const _rtmp362 = input.readListBegin();
+          const _size61 = _rtmp362.size || 0;
+          for (let _i63 = 0; _i63 < _size61; ++_i63) {
+            let elem64 = null;
+            elem64 = input.readBinary();
+            this.keys.push(elem64);
+          }
+          input.readListEnd();
+        } else {
+          input.skip(ftype);
+        }
+        break;
+        case 10:
+        if (ftype == Thrift.Type.LIST) {
+          this.cells = [];
+          const _rtmp366 = input.readListBegin();
+          const _size65 = _rtmp366.size || 0;
+          for (let _i67 = 0; _i67 < _size65; ++_i67) {
+            let elem68 = null;
+            elem68 = new ttypes.PeerHeld();
+            elem68.read(input);
+            this.cells.push(elem68);
+          }
+          input.readListEnd();
+        } else {
+          input.skip(ftype);
+        }
+        break;
+        case 11:
+        if (ftype == Thrift.Type.I64) {
+          this.wall = input.readI64();
+        } else {
+          input.skip(ftype);
+        }
+        break;
+        case 12:
+        if (ftype == Thrift.Type.STRING) {
+          this.why = input.readString();
+        } else {
+          input.skip(ftype);
+        }
+        break;
+        case 13:
+        if (ftype == Thrift.Type.STRUCT) {
+          this.memory = new ttypes.PeerMemory();
+          this.memory.read(input);
+        } else {
+          input.skip(ftype);
+        }
+        break;
+        case 14:
+        if (ftype == Thrift.Type.STRUCT) {
+          this.claim = new ttypes.PeerMemory();
+          this.claim.read(input);
+        } else {
+          input.skip(ftype);
+        }
+        break;
+        case 15:
+        if (ftype == Thrift.Type.BOOL) {
+          this.whole = input.readBool();
+        } else {
+          input.skip(ftype);
+        }
+        break;
+        default:
+          input.skip(ftype);
+      }
+      input.readFieldEnd();
+    }
+    input.readStructEnd();
+    return;
+  }
+
+  write (output) {
+    output.writeStructBegin('PeerReconcile');
+    if (this.epoch !== null && this.epoch !== undefined) {
+      output.writeFieldBegin('epoch', Thrift.Type.I64, 1);
+      output.writeI64(this.epoch);
+      output.writeFieldEnd();
+    }
+    if (this.asks !== null && this.asks !== undefined) {
+      output.writeFieldBegin('asks', Thrift.Type.I32, 2);
+      output.writeI32(this.asks);
+      output.writeFieldEnd();
+    }
+    if (this.range !== null && this.range !== undefined) {
+      output.writeFieldBegin('range', Thrift.Type.I32, 3);
+      output.writeI32(this.range);
+      output.writeFieldEnd();
+    }
+    if (this.cut !== null && this.cut !== undefined) {
+      output.writeFieldBegin('cut', Thrift.Type.STRUCT, 4);
+      this.cut.write(output);
+      output.writeFieldEnd();
+    }
+    if (this.start !== null && this.start !== undefined) {
+      output.writeFieldBegin('start', Thrift.Type.STRING, 5);
+      output.writeBinary(this.start);
+      output.writeFieldEnd();
+    }
+    if (this.before !== null && this.before !== undefined) {
+      output.writeFieldBegin('before', Thrift.Type.STRING, 6);
+      output.writeBinary(this.before);
+      output.writeFieldEnd();
+    }
+    if (this.spans !== null && this.spans !== undefined) {
+      output.writeFieldBegin('spans', Thrift.Type.LIST, 7);
+      output.writeListBegin(Thrift.Type.STRUCT, this.spans.length);
+      for (let iter69 in this.spans) {
+        if (this.spans.hasOwnProperty(iter69)) {
+          iter69 = this.spans[iter69];
+          iter69.write(output);
+        }
+      }
+      output.writeListEnd();
+      output.writeFieldEnd();
+    }
+    if (this.quick !== null && this.quick !== undefined) {
+      output.writeFieldBegin('quick', Thrift.Type.BOOL, 8);
+      output.writeBool(this.quick);
+      output.writeFieldEnd();
+    }
+    if (this.keys !== null && this.keys !== undefined) {
+      output.writeFieldBegin('keys', Thrift.Type.LIST, 9);
+      output.writeListBegin(Thrift.Type.STRING, this.keys.length);
+      for (let iter70 in this.keys) {
+        if (this.keys.hasOwnProperty(iter70)) {
+          iter70 = this.keys[iter70];
+          output.writeBinary(iter70);
+        }
+      }
+      output.writeListEnd();
+      output.writeFieldEnd();
+    }
+    if (this.cells !== null && this.cells !== undefined) {
+      output.writeFieldBegin('cells', Thrift.Type.LIST, 10);
+      output.writeListBegin(Thrift.Type.STRUCT, this.cells.length);
+      for (let iter71 in this.cells) {
+        if (this.cells.hasOwnProperty(iter71)) {
+          iter71 = this.cells[iter71];
+          iter71.write(output);
+        }
+      }
+      output.writeListEnd();
+      output.writeFieldEnd();
+    }
+    if (this.wall !== null && this.wall !== undefined) {
+      output.writeFieldBegin('wall', Thrift.Type.I64, 11);
+      output.writeI64(this.wall);
+      output.writeFieldEnd();
+    }
+    if (this.why !== null && this.why !== undefined) {
+      output.writeFieldBegin('why', Thrift.Type.STRING, 12);
+      output.writeString(this.why);
+      output.writeFieldEnd();
+    }
+    if (this.memory !== null && this.memory !== undefined) {
+      output.writeFieldBegin('memory', Thrift.Type.STRUCT, 13);
+      this.memory.write(output);
+      output.writeFieldEnd();
+    }
+    if (this.claim !== null && this.claim !== undefined) {
+      output.writeFieldBegin('claim', Thrift.Type.STRUCT, 14);
+      this.claim.write(output);
+      output.writeFieldEnd();
+    }
+    if (this.whole !== null && this.whole !== undefined) {
+      output.writeFieldBegin('whole', Thrift.Type.BOOL, 15);
+      output.writeBool(this.whole);
+      output.writeFieldEnd();
+    }
+    output.writeFieldStop();
+    output.writeStructEnd();
+    return;
+  }
+
+};
+const PeerReconciled = module.exports.PeerReconciled = class {
+  constructor(args) {
+    this.refused = null;
+    this.clock = null;
+    this.pause = null;
+    this.promise = null;
+    this.waits = null;
+    this.wall = null;
+    this.tables = null;
+    this.cut = null;
+    this.verdicts = null;
+    this.versions = null;
+    this.reached = null;
+    this.cells = null;
+    this.handled = null;
+    this.memory = null;
+    this.claim = null;
+    this.whole = null;
+    if (args) {
+      if (args.refused !== undefined && args.refused !== null) {
+        this.refused = args.refused;
+      }
+      if (args.clock !== undefined && args.clock !== null) {
+        this.clock = args.clock;
+      }
+      if (args.pause !== undefined && args.pause !== null) {
+        this.pause = args.pause;
+      }
+      if (args.promise !== undefined && args.promise !== null) {
+        this.promise = args.promise;
+      }
+      if (args.waits !== undefined && args.waits !== null) {
+        this.waits = args.waits;
+      }
+      if (args.wall !== undefined && args.wall !== null) {
+        this.wall = args.wall;
+      }
+      if (args.tables !== undefined && args.tables !== null) {
+        this.tables = Thrift.copyList(args.tables, [null]);
+      }
+      if (args.cut !== undefined && args.cut !== null) {
+        this.cut = new ttypes.PeerCut(args.cut);
+      }
+      if (args.verdicts !== undefined && args.verdicts !== null) {
+        this.verdicts = Thrift.copyList(args.verdicts, [null]);
+      }
+      if (args.versions !== undefined && args.versions !== null) {
+        this.versions = Thrift.copyList(args.versions, [ttypes.PeerVersion]);
+      }
+      if (args.reached !== undefined && args.reached !== null) {
+        this.reached = args.reached;
+      }
+      if (args.cells !== undefined && args.cells !== null) {
+        this.cells = Thrift.copyList(args.cells, [ttypes.PeerHeld]);
+      }
+      if (args.handled !== undefined && args.handled !== null) {
+        this.handled = args.handled;
+      }
+      if (args.memory !== undefined && args.memory !== null) {
+        this.memory = new ttypes.PeerMemory(args.memory);
+      }
+      if (args.claim !== undefined && args.claim !== null) {
+        this.claim = new ttypes.PeerMemory(args.claim);
+      }
+      if (args.whole !== undefined && args.whole !== null) {
+        this.whole = args.whole;
+      }
+    }
+  }
+
+  read (input) {
+    input.readStructBegin();
+    while (true) {
+      const ret = input.readFieldBegin();
+      const ftype = ret.ftype;
+      const fid = ret.fid;
+      if (ftype == Thrift.Type.STOP) {
+        break;
+      }
+      switch (fid) {
+        case 1:
+        if (ftype == Thrift.Type.STRING) {
+          this.refused = input.readString();
+        } else {
+          input.skip(ftype);
+        }
+        break;
+        case 2:
+        if (ftype == Thrift.Type.I64) {
+          this.clock = input.readI64();
+        } else {
+          input.skip(ftype);
+        }
+        break;
+        case 3:
+        if (ftype == Thrift.Type.I64) {
+          this.pause = input.readI64();
+        } else {
+          input.skip(ftype);
+        }
+        break;
+        case 4:
+        if (ftype == Thrift.Type.I64) {
+          this.promise = input.readI64();
+        } else {
+          input.skip(ftype);
+        }
+        break;
+        case 5:
+        if (ftype == Thrift.Type.STRING) {
+          this.waits = input.readString();
+        } else {
+          input.skip(ftype);
+        }
+        break;
+        case 6:
+        if (ftype == Thrift.Type.I64) {
+          this.wall = input.readI64();
+        } else {
+          input.skip(ftype);
+        }
+        break;
+        case 7:
+        if (ftype == Thrift.Type.LIST) {
+          this.tables = [];
+          const _rtmp373 = input.readListBegin();
+          const _size72 = _rtmp373.size || 0;
+          for (let _i74 = 0; _i74 < _size72; ++_i74) {
+            let elem75 = null;
+            elem75 = input.readI32();
+            this.tables.push(elem75);
+          }
+          input.readListEnd();
+        } else {
+          input.skip(ftype);
+        }
+        break;
+        case 8:
+        if (ftype == Thrift.Type.STRUCT) {
+          this.cut = new ttypes.PeerCut();
+          this.cut.read(input);
+        } else {
+          input.skip(ftype);
+        }
+        break;
+        case 9:
+        if (ftype == Thrift.Type.LIST) {
+          this.verdicts = [];
+          const _rtmp377 = input.readListBegin();
+          const _size76 = _rtmp377.size || 0;
+          for (let _i78 = 0; _i78 < _size76; ++_i78) {
+            let elem79 = null;
+            elem79 = input.readI32();
+            this.verdicts.push(elem79);
+          }
+          input.readListEnd();
+        } else {
+          input.skip(ftype);
+        }
+        break;
+        case 10:
+        if (ftype == Thrift.Type.LIST) {
+          this.versions = [];
+          const _rtmp381 = input.readListBegin();
+          const _size80 = _rtmp381.size || 0;
+          for (let _i82 = 0; _i82 < _size80; ++_i82) {
+            let elem83 = null;
+            elem83 = new ttypes.PeerVersion();
+            elem83.read(input);
+            this.versions.push(elem83);
+          }
+          input.readListEnd();
+        } else {
+          input.skip(ftype);
+        }
+        break;
+        case 11:
+        if (ftype == Thrift.Type.STRING) {
+          this.reached = input.readBinary();
+        } else {
+          input.skip(ftype);
+        }
+        break;
+        case 12:
+        if (ftype == Thrift.Type.LIST) {
+          this.cells = [];
+          const _rtmp385 = input.readListBegin();
+          const _size84 = _rtmp385.size || 0;
+          for (let _i86 = 0; _i86 < _size84; ++_i86) {
+            let elem87 = null;
+            elem87 = new ttypes.PeerHeld();
+            elem87.read(input);
+            this.cells.push(elem87);
+          }
+          input.readListEnd();
+        } else {
+          input.skip(ftype);
+        }
+        break;
+        case 13:
+        if (ftype == Thrift.Type.I32) {
+          this.handled = input.readI32();
+        } else {
+          input.skip(ftype);
+        }
+        break;
+        case 14:
+        if (ftype == Thrift.Type.STRUCT) {
+          this.memory = new ttypes.PeerMemory();
+          this.memory.read(input);
+        } else {
+          input.skip(ftype);
+        }
+        break;
+        case 15:
+        if (ftype == Thrift.Type.STRUCT) {
+          this.claim = new ttypes.PeerMemory();
+          this.claim.read(input);
+        } else {
+          input.skip(ftype);
+        }
+        break;
+        case 16:
+        if (ftype == Thrift.Type.BOOL) {
+          this.whole = input.readBool();
+        } else {
+          input.skip(ftype);
+        }
+        break;
+        default:
+          input.skip(ftype);
+      }
+      input.readFieldEnd();
+    }
+    input.readStructEnd();
+    return;
+  }
+
+  write (output) {
+    output.writeStructBegin('PeerReconciled');
+    if (this.refused !== null && this.refused !== undefined) {
+      output.writeFieldBegin('refused', Thrift.Type.STRING, 1);
+      output.writeString(this.refused);
+      output.writeFieldEnd();
+    }
+    if (this.clock !== null && this.clock !== undefined) {
+      output.writeFieldBegin('clock', Thrift.Type.I64, 2);
+      output.writeI64(this.clock);
+      output.writeFieldEnd();
+    }
+    if (this.pause !== null && this.pause !== undefined) {
+      output.writeFieldBegin('pause', Thrift.Type.I64, 3);
+      output.writeI64(this.pause);
+      output.writeFieldEnd();
+    }
+    if (this.promise !== null && this.promise !== undefined) {
+      output.writeFieldBegin('promise', Thrift.Type.I64, 4);
+      output.writeI64(this.promise);
+      output.writeFieldEnd();
+    }
+    if (this.waits !== null && this.waits !== undefined) {
+      output.writeFieldBegin('waits', Thrift.Type.STRING, 5);
+      output.writeString(this.waits);
+      output.writeFieldEnd();
+    }
+    if (this.wall !== null && this.wall !== undefined) {
+      output.writeFieldBegin('wall', Thrift.Type.I64, 6);
+      output.writeI64(this.wall);
+      output.writeFieldEnd();
+    }
+    if (this.tables !== null && this.tables !== undefined) {
+      output.writeFieldBegin('tables', Thrift.Type.LIST, 7);
+      output.writeListBegin(Thrift.Type.I32, this.tables.length);
+      for (let iter88 in this.tables) {
+        if (this.tables.hasOwnProperty(iter88)) {
+          iter88 = this.tables[iter88];
+          output.writeI32(iter88);
+        }
+      }
+      output.writeListEnd();
+      output.writeFieldEnd();
+    }
+    if (this.cut !== null && this.cut !== undefined) {
+      output.writeFieldBegin('cut', Thrift.Type.STRUCT, 8);
+      this.cut.write(output);
+      output.writeFieldEnd();
+    }
+    if (this.verdicts !== null && this.verdicts !== undefined) {
+      output.writeFieldBegin('verdicts', Thrift.Type.LIST, 9);
+      output.writeListBegin(Thrift.Type.I32, this.verdicts.length);
+      for (let iter89 in this.verdicts) {
+        if (this.verdicts.hasOwnProperty(iter89)) {
+          iter89 = this.verdicts[iter89];
+          output.writeI32(iter89);
+        }
+      }
+      output.writeListEnd();
+      output.writeFieldEnd();
+    }
+    if (this.versions !== null && this.versions !== undefined) {
+      output.writeFieldBegin('versions', Thrift.Type.LIST, 10);
+      output.writeListBegin(Thrift.Type.STRUCT, this.versions.length);
+      for (let iter90 in this.versions) {
+        if (this.versions.hasOwnProperty(iter90)) {
+          iter90 = this.versions[iter90];
+          iter90.write(output);
+        }
+      }
+      output.writeListEnd();
+      output.writeFieldEnd();
+    }
+    if (this.reached !== null && this.reached !== undefined) {
+      output.writeFieldBegin('reached', Thrift.Type.STRING, 11);
+      output.writeBinary(this.reached);
+      output.writeFieldEnd();
+    }
+    if (this.cells !== null && this.cells !== undefined) {
+      output.writeFieldBegin('cells', Thrift.Type.LIST, 12);
+      output.writeListBegin(Thrift.Type.STRUCT, this.cells.length);
+      for (let iter91 in this.cells) {
+        if (this.cells.hasOwnProperty(iter91)) {
+          iter91 = this.cells[iter91];
+          iter91.write(output);
+        }
+      }
+      output.writeListEnd();
+      output.writeFieldEnd();
+    }
+    if (this.handled !== null && this.handled !== undefined) {
+      output.writeFieldBegin('handled', Thrift.Type.I32, 13);
+      output.writeI32(this.handled);
+      output.writeFieldEnd();
+    }
+    if (this.memory !== null && this.memory !== undefined) {
+      output.writeFieldBegin('memory', Thrift.Type.STRUCT, 14);
+      this.memory.write(output);
+      output.writeFieldEnd();
+    }
+    if (this.claim !== null && this.claim !== undefined) {
+      output.writeFieldBegin('claim', Thrift.Type.STRUCT, 15);
+      this.claim.write(output);
+      output.writeFieldEnd();
+    }
+    if (this.whole !== null && this.whole !== undefined) {
+      output.writeFieldBegin('whole', Thrift.Type.BOOL, 16);
+      output.writeBool(this.whole);
       output.writeFieldEnd();
     }
     output.writeFieldStop();

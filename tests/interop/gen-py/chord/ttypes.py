@@ -43,6 +43,36 @@ class Level(object):
     }
 
 
+class PeerAsks(object):
+    PROMISE = 1
+    COMPARE = 2
+    VERSIONS = 3
+    FETCH = 4
+    GIVE = 5
+    CLOSE = 6
+    OUTCOME = 7
+
+    _VALUES_TO_NAMES = {
+        1: "PROMISE",
+        2: "COMPARE",
+        3: "VERSIONS",
+        4: "FETCH",
+        5: "GIVE",
+        6: "CLOSE",
+        7: "OUTCOME",
+    }
+
+    _NAMES_TO_VALUES = {
+        "PROMISE": 1,
+        "COMPARE": 2,
+        "VERSIONS": 3,
+        "FETCH": 4,
+        "GIVE": 5,
+        "CLOSE": 6,
+        "OUTCOME": 7,
+    }
+
+
 class SystemException(TException):
     """
     Attributes:
@@ -1631,6 +1661,173 @@ class Member(object):
         return not (self == other)
 
 
+class RangeState(object):
+    """
+    Attributes:
+     - owner
+     - provenUpto
+     - provenAt
+     - notNow
+     - cells
+     - leavesPending
+     - deadCells
+     - deadBytes
+     - uncollected
+     - collectedUpto
+     - refilling
+
+    """
+
+
+    def __init__(self, owner=None, provenUpto=None, provenAt=None, notNow=None, cells=None, leavesPending=None, deadCells=None, deadBytes=None, uncollected=None, collectedUpto=None, refilling=None,):
+        self.owner = owner
+        self.provenUpto = provenUpto
+        self.provenAt = provenAt
+        self.notNow = notNow
+        self.cells = cells
+        self.leavesPending = leavesPending
+        self.deadCells = deadCells
+        self.deadBytes = deadBytes
+        self.uncollected = uncollected
+        self.collectedUpto = collectedUpto
+        self.refilling = refilling
+
+    def read(self, iprot):
+        if iprot._fast_decode is not None and isinstance(iprot.trans, TTransport.CReadableTransport) and self.thrift_spec is not None:
+            iprot._fast_decode(self, iprot, [self.__class__, self.thrift_spec])
+            return
+        iprot.readStructBegin()
+        while True:
+            (fname, ftype, fid) = iprot.readFieldBegin()
+            if ftype == TType.STOP:
+                break
+            if fid == 1:
+                if ftype == TType.I32:
+                    self.owner = iprot.readI32()
+                else:
+                    iprot.skip(ftype)
+            elif fid == 2:
+                if ftype == TType.I64:
+                    self.provenUpto = iprot.readI64()
+                else:
+                    iprot.skip(ftype)
+            elif fid == 3:
+                if ftype == TType.I64:
+                    self.provenAt = iprot.readI64()
+                else:
+                    iprot.skip(ftype)
+            elif fid == 4:
+                if ftype == TType.STRING:
+                    self.notNow = iprot.readString().decode('utf-8', errors='replace') if sys.version_info[0] == 2 else iprot.readString()
+                else:
+                    iprot.skip(ftype)
+            elif fid == 5:
+                if ftype == TType.I64:
+                    self.cells = iprot.readI64()
+                else:
+                    iprot.skip(ftype)
+            elif fid == 6:
+                if ftype == TType.I64:
+                    self.leavesPending = iprot.readI64()
+                else:
+                    iprot.skip(ftype)
+            elif fid == 7:
+                if ftype == TType.I64:
+                    self.deadCells = iprot.readI64()
+                else:
+                    iprot.skip(ftype)
+            elif fid == 8:
+                if ftype == TType.I64:
+                    self.deadBytes = iprot.readI64()
+                else:
+                    iprot.skip(ftype)
+            elif fid == 9:
+                if ftype == TType.STRING:
+                    self.uncollected = iprot.readString().decode('utf-8', errors='replace') if sys.version_info[0] == 2 else iprot.readString()
+                else:
+                    iprot.skip(ftype)
+            elif fid == 10:
+                if ftype == TType.I64:
+                    self.collectedUpto = iprot.readI64()
+                else:
+                    iprot.skip(ftype)
+            elif fid == 11:
+                if ftype == TType.STRING:
+                    self.refilling = iprot.readString().decode('utf-8', errors='replace') if sys.version_info[0] == 2 else iprot.readString()
+                else:
+                    iprot.skip(ftype)
+            else:
+                iprot.skip(ftype)
+            iprot.readFieldEnd()
+        iprot.readStructEnd()
+
+    def write(self, oprot):
+        if oprot._fast_encode is not None and self.thrift_spec is not None:
+            oprot.trans.write(oprot._fast_encode(self, [self.__class__, self.thrift_spec]))
+            return
+        oprot.writeStructBegin('RangeState')
+        if self.owner is not None:
+            oprot.writeFieldBegin('owner', TType.I32, 1)
+            oprot.writeI32(self.owner)
+            oprot.writeFieldEnd()
+        if self.provenUpto is not None:
+            oprot.writeFieldBegin('provenUpto', TType.I64, 2)
+            oprot.writeI64(self.provenUpto)
+            oprot.writeFieldEnd()
+        if self.provenAt is not None:
+            oprot.writeFieldBegin('provenAt', TType.I64, 3)
+            oprot.writeI64(self.provenAt)
+            oprot.writeFieldEnd()
+        if self.notNow is not None:
+            oprot.writeFieldBegin('notNow', TType.STRING, 4)
+            oprot.writeString(self.notNow.encode('utf-8') if sys.version_info[0] == 2 else self.notNow)
+            oprot.writeFieldEnd()
+        if self.cells is not None:
+            oprot.writeFieldBegin('cells', TType.I64, 5)
+            oprot.writeI64(self.cells)
+            oprot.writeFieldEnd()
+        if self.leavesPending is not None:
+            oprot.writeFieldBegin('leavesPending', TType.I64, 6)
+            oprot.writeI64(self.leavesPending)
+            oprot.writeFieldEnd()
+        if self.deadCells is not None:
+            oprot.writeFieldBegin('deadCells', TType.I64, 7)
+            oprot.writeI64(self.deadCells)
+            oprot.writeFieldEnd()
+        if self.deadBytes is not None:
+            oprot.writeFieldBegin('deadBytes', TType.I64, 8)
+            oprot.writeI64(self.deadBytes)
+            oprot.writeFieldEnd()
+        if self.uncollected is not None:
+            oprot.writeFieldBegin('uncollected', TType.STRING, 9)
+            oprot.writeString(self.uncollected.encode('utf-8') if sys.version_info[0] == 2 else self.uncollected)
+            oprot.writeFieldEnd()
+        if self.collectedUpto is not None:
+            oprot.writeFieldBegin('collectedUpto', TType.I64, 10)
+            oprot.writeI64(self.collectedUpto)
+            oprot.writeFieldEnd()
+        if self.refilling is not None:
+            oprot.writeFieldBegin('refilling', TType.STRING, 11)
+            oprot.writeString(self.refilling.encode('utf-8') if sys.version_info[0] == 2 else self.refilling)
+            oprot.writeFieldEnd()
+        oprot.writeFieldStop()
+        oprot.writeStructEnd()
+
+    def validate(self):
+        return
+
+    def __repr__(self):
+        L = ['%s=%r' % (key, value)
+             for key, value in self.__dict__.items()]
+        return '%s(%s)' % (self.__class__.__name__, ', '.join(L))
+
+    def __eq__(self, other):
+        return isinstance(other, self.__class__) and self.__dict__ == other.__dict__
+
+    def __ne__(self, other):
+        return not (self == other)
+
+
 class Description(object):
     """
     Attributes:
@@ -1641,11 +1838,12 @@ class Description(object):
      - members
      - version
      - durability
+     - ranges
 
     """
 
 
-    def __init__(self, cluster=None, id=None, replicationFactor=None, epoch=None, members=None, version=None, durability=None,):
+    def __init__(self, cluster=None, id=None, replicationFactor=None, epoch=None, members=None, version=None, durability=None, ranges=None,):
         self.cluster = cluster
         self.id = id
         self.replicationFactor = replicationFactor
@@ -1653,6 +1851,7 @@ class Description(object):
         self.members = members
         self.version = version
         self.durability = durability
+        self.ranges = ranges
 
     def read(self, iprot):
         if iprot._fast_decode is not None and isinstance(iprot.trans, TTransport.CReadableTransport) and self.thrift_spec is not None:
@@ -1704,6 +1903,17 @@ class Description(object):
                     self.durability = iprot.readString().decode('utf-8', errors='replace') if sys.version_info[0] == 2 else iprot.readString()
                 else:
                     iprot.skip(ftype)
+            elif fid == 8:
+                if ftype == TType.LIST:
+                    self.ranges = []
+                    (_etype37, _size34) = iprot.readListBegin()
+                    for _i38 in range(_size34):
+                        _elem39 = RangeState()
+                        _elem39.read(iprot)
+                        self.ranges.append(_elem39)
+                    iprot.readListEnd()
+                else:
+                    iprot.skip(ftype)
             else:
                 iprot.skip(ftype)
             iprot.readFieldEnd()
@@ -1733,8 +1943,8 @@ class Description(object):
         if self.members is not None:
             oprot.writeFieldBegin('members', TType.LIST, 5)
             oprot.writeListBegin(TType.STRUCT, len(self.members))
-            for iter34 in self.members:
-                iter34.write(oprot)
+            for iter40 in self.members:
+                iter40.write(oprot)
             oprot.writeListEnd()
             oprot.writeFieldEnd()
         if self.version is not None:
@@ -1744,6 +1954,13 @@ class Description(object):
         if self.durability is not None:
             oprot.writeFieldBegin('durability', TType.STRING, 7)
             oprot.writeString(self.durability.encode('utf-8') if sys.version_info[0] == 2 else self.durability)
+            oprot.writeFieldEnd()
+        if self.ranges is not None:
+            oprot.writeFieldBegin('ranges', TType.LIST, 8)
+            oprot.writeListBegin(TType.STRUCT, len(self.ranges))
+            for iter41 in self.ranges:
+                iter41.write(oprot)
+            oprot.writeListEnd()
             oprot.writeFieldEnd()
         oprot.writeFieldStop()
         oprot.writeStructEnd()
@@ -1786,11 +2003,11 @@ class Stats(object):
             if fid == 1:
                 if ftype == TType.MAP:
                     self.values = {}
-                    (_ktype36, _vtype37, _size35) = iprot.readMapBegin()
-                    for _i39 in range(_size35):
-                        _key40 = iprot.readString().decode('utf-8', errors='replace') if sys.version_info[0] == 2 else iprot.readString()
-                        _val41 = iprot.readI64()
-                        self.values[_key40] = _val41
+                    (_ktype43, _vtype44, _size42) = iprot.readMapBegin()
+                    for _i46 in range(_size42):
+                        _key47 = iprot.readString().decode('utf-8', errors='replace') if sys.version_info[0] == 2 else iprot.readString()
+                        _val48 = iprot.readI64()
+                        self.values[_key47] = _val48
                     iprot.readMapEnd()
                 else:
                     iprot.skip(ftype)
@@ -1807,9 +2024,9 @@ class Stats(object):
         if self.values is not None:
             oprot.writeFieldBegin('values', TType.MAP, 1)
             oprot.writeMapBegin(TType.STRING, TType.I64, len(self.values))
-            for kiter42, viter43 in self.values.items():
-                oprot.writeString(kiter42.encode('utf-8') if sys.version_info[0] == 2 else kiter42)
-                oprot.writeI64(viter43)
+            for kiter49, viter50 in self.values.items():
+                oprot.writeString(kiter49.encode('utf-8') if sys.version_info[0] == 2 else kiter49)
+                oprot.writeI64(viter50)
             oprot.writeMapEnd()
             oprot.writeFieldEnd()
         oprot.writeFieldStop()
@@ -2283,11 +2500,11 @@ class PageResult(object):
             if fid == 1:
                 if ftype == TType.LIST:
                     self.cells = []
-                    (_etype47, _size44) = iprot.readListBegin()
-                    for _i48 in range(_size44):
-                        _elem49 = CellRow()
-                        _elem49.read(iprot)
-                        self.cells.append(_elem49)
+                    (_etype54, _size51) = iprot.readListBegin()
+                    for _i55 in range(_size51):
+                        _elem56 = CellRow()
+                        _elem56.read(iprot)
+                        self.cells.append(_elem56)
                     iprot.readListEnd()
                 else:
                     iprot.skip(ftype)
@@ -2314,8 +2531,8 @@ class PageResult(object):
         if self.cells is not None:
             oprot.writeFieldBegin('cells', TType.LIST, 1)
             oprot.writeListBegin(TType.STRUCT, len(self.cells))
-            for iter50 in self.cells:
-                iter50.write(oprot)
+            for iter57 in self.cells:
+                iter57.write(oprot)
             oprot.writeListEnd()
             oprot.writeFieldEnd()
         if self.upto is not None:
@@ -2745,10 +2962,10 @@ class PeerApply(object):
             elif fid == 2:
                 if ftype == TType.LIST:
                     self.mutations = []
-                    (_etype54, _size51) = iprot.readListBegin()
-                    for _i55 in range(_size51):
-                        _elem56 = iprot.readBinary()
-                        self.mutations.append(_elem56)
+                    (_etype61, _size58) = iprot.readListBegin()
+                    for _i62 in range(_size58):
+                        _elem63 = iprot.readBinary()
+                        self.mutations.append(_elem63)
                     iprot.readListEnd()
                 else:
                     iprot.skip(ftype)
@@ -2769,8 +2986,8 @@ class PeerApply(object):
         if self.mutations is not None:
             oprot.writeFieldBegin('mutations', TType.LIST, 2)
             oprot.writeListBegin(TType.STRING, len(self.mutations))
-            for iter57 in self.mutations:
-                oprot.writeBinary(iter57)
+            for iter64 in self.mutations:
+                oprot.writeBinary(iter64)
             oprot.writeListEnd()
             oprot.writeFieldEnd()
         oprot.writeFieldStop()
@@ -2818,10 +3035,10 @@ class PeerApplied(object):
             if fid == 1:
                 if ftype == TType.LIST:
                     self.answers = []
-                    (_etype61, _size58) = iprot.readListBegin()
-                    for _i62 in range(_size58):
-                        _elem63 = iprot.readI64()
-                        self.answers.append(_elem63)
+                    (_etype68, _size65) = iprot.readListBegin()
+                    for _i69 in range(_size65):
+                        _elem70 = iprot.readI64()
+                        self.answers.append(_elem70)
                     iprot.readListEnd()
                 else:
                     iprot.skip(ftype)
@@ -2848,8 +3065,8 @@ class PeerApplied(object):
         if self.answers is not None:
             oprot.writeFieldBegin('answers', TType.LIST, 1)
             oprot.writeListBegin(TType.I64, len(self.answers))
-            for iter64 in self.answers:
-                oprot.writeI64(iter64)
+            for iter71 in self.answers:
+                oprot.writeI64(iter71)
             oprot.writeListEnd()
             oprot.writeFieldEnd()
         if self.refused is not None:
@@ -3098,11 +3315,11 @@ class PeerCells(object):
             if fid == 1:
                 if ftype == TType.LIST:
                     self.cells = []
-                    (_etype68, _size65) = iprot.readListBegin()
-                    for _i69 in range(_size65):
-                        _elem70 = PeerCell()
-                        _elem70.read(iprot)
-                        self.cells.append(_elem70)
+                    (_etype75, _size72) = iprot.readListBegin()
+                    for _i76 in range(_size72):
+                        _elem77 = PeerCell()
+                        _elem77.read(iprot)
+                        self.cells.append(_elem77)
                     iprot.readListEnd()
                 else:
                     iprot.skip(ftype)
@@ -3134,8 +3351,8 @@ class PeerCells(object):
         if self.cells is not None:
             oprot.writeFieldBegin('cells', TType.LIST, 1)
             oprot.writeListBegin(TType.STRUCT, len(self.cells))
-            for iter71 in self.cells:
-                iter71.write(oprot)
+            for iter78 in self.cells:
+                iter78.write(oprot)
             oprot.writeListEnd()
             oprot.writeFieldEnd()
         if self.refused is not None:
@@ -3149,6 +3366,889 @@ class PeerCells(object):
         if self.complete is not None:
             oprot.writeFieldBegin('complete', TType.BOOL, 4)
             oprot.writeBool(self.complete)
+            oprot.writeFieldEnd()
+        oprot.writeFieldStop()
+        oprot.writeStructEnd()
+
+    def validate(self):
+        return
+
+    def __repr__(self):
+        L = ['%s=%r' % (key, value)
+             for key, value in self.__dict__.items()]
+        return '%s(%s)' % (self.__class__.__name__, ', '.join(L))
+
+    def __eq__(self, other):
+        return isinstance(other, self.__class__) and self.__dict__ == other.__dict__
+
+    def __ne__(self, other):
+        return not (self == other)
+
+
+class PeerCut(object):
+    """
+    Attributes:
+     - upto
+     - beyond
+     - collected
+     - expired
+
+    """
+
+
+    def __init__(self, upto=None, beyond=None, collected=None, expired=None,):
+        self.upto = upto
+        self.beyond = beyond
+        self.collected = collected
+        self.expired = expired
+
+    def read(self, iprot):
+        if iprot._fast_decode is not None and isinstance(iprot.trans, TTransport.CReadableTransport) and self.thrift_spec is not None:
+            iprot._fast_decode(self, iprot, [self.__class__, self.thrift_spec])
+            return
+        iprot.readStructBegin()
+        while True:
+            (fname, ftype, fid) = iprot.readFieldBegin()
+            if ftype == TType.STOP:
+                break
+            if fid == 1:
+                if ftype == TType.I64:
+                    self.upto = iprot.readI64()
+                else:
+                    iprot.skip(ftype)
+            elif fid == 2:
+                if ftype == TType.I64:
+                    self.beyond = iprot.readI64()
+                else:
+                    iprot.skip(ftype)
+            elif fid == 3:
+                if ftype == TType.I64:
+                    self.collected = iprot.readI64()
+                else:
+                    iprot.skip(ftype)
+            elif fid == 4:
+                if ftype == TType.I64:
+                    self.expired = iprot.readI64()
+                else:
+                    iprot.skip(ftype)
+            else:
+                iprot.skip(ftype)
+            iprot.readFieldEnd()
+        iprot.readStructEnd()
+
+    def write(self, oprot):
+        if oprot._fast_encode is not None and self.thrift_spec is not None:
+            oprot.trans.write(oprot._fast_encode(self, [self.__class__, self.thrift_spec]))
+            return
+        oprot.writeStructBegin('PeerCut')
+        if self.upto is not None:
+            oprot.writeFieldBegin('upto', TType.I64, 1)
+            oprot.writeI64(self.upto)
+            oprot.writeFieldEnd()
+        if self.beyond is not None:
+            oprot.writeFieldBegin('beyond', TType.I64, 2)
+            oprot.writeI64(self.beyond)
+            oprot.writeFieldEnd()
+        if self.collected is not None:
+            oprot.writeFieldBegin('collected', TType.I64, 3)
+            oprot.writeI64(self.collected)
+            oprot.writeFieldEnd()
+        if self.expired is not None:
+            oprot.writeFieldBegin('expired', TType.I64, 4)
+            oprot.writeI64(self.expired)
+            oprot.writeFieldEnd()
+        oprot.writeFieldStop()
+        oprot.writeStructEnd()
+
+    def validate(self):
+        return
+
+    def __repr__(self):
+        L = ['%s=%r' % (key, value)
+             for key, value in self.__dict__.items()]
+        return '%s(%s)' % (self.__class__.__name__, ', '.join(L))
+
+    def __eq__(self, other):
+        return isinstance(other, self.__class__) and self.__dict__ == other.__dict__
+
+    def __ne__(self, other):
+        return not (self == other)
+
+
+class PeerSpan(object):
+    """
+    Attributes:
+     - before
+     - cells
+     - digest
+
+    """
+
+
+    def __init__(self, before=None, cells=None, digest=None,):
+        self.before = before
+        self.cells = cells
+        self.digest = digest
+
+    def read(self, iprot):
+        if iprot._fast_decode is not None and isinstance(iprot.trans, TTransport.CReadableTransport) and self.thrift_spec is not None:
+            iprot._fast_decode(self, iprot, [self.__class__, self.thrift_spec])
+            return
+        iprot.readStructBegin()
+        while True:
+            (fname, ftype, fid) = iprot.readFieldBegin()
+            if ftype == TType.STOP:
+                break
+            if fid == 1:
+                if ftype == TType.STRING:
+                    self.before = iprot.readBinary()
+                else:
+                    iprot.skip(ftype)
+            elif fid == 2:
+                if ftype == TType.I64:
+                    self.cells = iprot.readI64()
+                else:
+                    iprot.skip(ftype)
+            elif fid == 3:
+                if ftype == TType.STRING:
+                    self.digest = iprot.readBinary()
+                else:
+                    iprot.skip(ftype)
+            else:
+                iprot.skip(ftype)
+            iprot.readFieldEnd()
+        iprot.readStructEnd()
+
+    def write(self, oprot):
+        if oprot._fast_encode is not None and self.thrift_spec is not None:
+            oprot.trans.write(oprot._fast_encode(self, [self.__class__, self.thrift_spec]))
+            return
+        oprot.writeStructBegin('PeerSpan')
+        if self.before is not None:
+            oprot.writeFieldBegin('before', TType.STRING, 1)
+            oprot.writeBinary(self.before)
+            oprot.writeFieldEnd()
+        if self.cells is not None:
+            oprot.writeFieldBegin('cells', TType.I64, 2)
+            oprot.writeI64(self.cells)
+            oprot.writeFieldEnd()
+        if self.digest is not None:
+            oprot.writeFieldBegin('digest', TType.STRING, 3)
+            oprot.writeBinary(self.digest)
+            oprot.writeFieldEnd()
+        oprot.writeFieldStop()
+        oprot.writeStructEnd()
+
+    def validate(self):
+        return
+
+    def __repr__(self):
+        L = ['%s=%r' % (key, value)
+             for key, value in self.__dict__.items()]
+        return '%s(%s)' % (self.__class__.__name__, ', '.join(L))
+
+    def __eq__(self, other):
+        return isinstance(other, self.__class__) and self.__dict__ == other.__dict__
+
+    def __ne__(self, other):
+        return not (self == other)
+
+
+class PeerVersion(object):
+    """
+    Attributes:
+     - engineKey
+     - stamp
+     - hash
+
+    """
+
+
+    def __init__(self, engineKey=None, stamp=None, hash=None,):
+        self.engineKey = engineKey
+        self.stamp = stamp
+        self.hash = hash
+
+    def read(self, iprot):
+        if iprot._fast_decode is not None and isinstance(iprot.trans, TTransport.CReadableTransport) and self.thrift_spec is not None:
+            iprot._fast_decode(self, iprot, [self.__class__, self.thrift_spec])
+            return
+        iprot.readStructBegin()
+        while True:
+            (fname, ftype, fid) = iprot.readFieldBegin()
+            if ftype == TType.STOP:
+                break
+            if fid == 1:
+                if ftype == TType.STRING:
+                    self.engineKey = iprot.readBinary()
+                else:
+                    iprot.skip(ftype)
+            elif fid == 2:
+                if ftype == TType.I64:
+                    self.stamp = iprot.readI64()
+                else:
+                    iprot.skip(ftype)
+            elif fid == 3:
+                if ftype == TType.STRING:
+                    self.hash = iprot.readBinary()
+                else:
+                    iprot.skip(ftype)
+            else:
+                iprot.skip(ftype)
+            iprot.readFieldEnd()
+        iprot.readStructEnd()
+
+    def write(self, oprot):
+        if oprot._fast_encode is not None and self.thrift_spec is not None:
+            oprot.trans.write(oprot._fast_encode(self, [self.__class__, self.thrift_spec]))
+            return
+        oprot.writeStructBegin('PeerVersion')
+        if self.engineKey is not None:
+            oprot.writeFieldBegin('engineKey', TType.STRING, 1)
+            oprot.writeBinary(self.engineKey)
+            oprot.writeFieldEnd()
+        if self.stamp is not None:
+            oprot.writeFieldBegin('stamp', TType.I64, 2)
+            oprot.writeI64(self.stamp)
+            oprot.writeFieldEnd()
+        if self.hash is not None:
+            oprot.writeFieldBegin('hash', TType.STRING, 3)
+            oprot.writeBinary(self.hash)
+            oprot.writeFieldEnd()
+        oprot.writeFieldStop()
+        oprot.writeStructEnd()
+
+    def validate(self):
+        return
+
+    def __repr__(self):
+        L = ['%s=%r' % (key, value)
+             for key, value in self.__dict__.items()]
+        return '%s(%s)' % (self.__class__.__name__, ', '.join(L))
+
+    def __eq__(self, other):
+        return isinstance(other, self.__class__) and self.__dict__ == other.__dict__
+
+    def __ne__(self, other):
+        return not (self == other)
+
+
+class PeerHeld(object):
+    """
+    Attributes:
+     - engineKey
+     - cell
+
+    """
+
+
+    def __init__(self, engineKey=None, cell=None,):
+        self.engineKey = engineKey
+        self.cell = cell
+
+    def read(self, iprot):
+        if iprot._fast_decode is not None and isinstance(iprot.trans, TTransport.CReadableTransport) and self.thrift_spec is not None:
+            iprot._fast_decode(self, iprot, [self.__class__, self.thrift_spec])
+            return
+        iprot.readStructBegin()
+        while True:
+            (fname, ftype, fid) = iprot.readFieldBegin()
+            if ftype == TType.STOP:
+                break
+            if fid == 1:
+                if ftype == TType.STRING:
+                    self.engineKey = iprot.readBinary()
+                else:
+                    iprot.skip(ftype)
+            elif fid == 2:
+                if ftype == TType.STRING:
+                    self.cell = iprot.readBinary()
+                else:
+                    iprot.skip(ftype)
+            else:
+                iprot.skip(ftype)
+            iprot.readFieldEnd()
+        iprot.readStructEnd()
+
+    def write(self, oprot):
+        if oprot._fast_encode is not None and self.thrift_spec is not None:
+            oprot.trans.write(oprot._fast_encode(self, [self.__class__, self.thrift_spec]))
+            return
+        oprot.writeStructBegin('PeerHeld')
+        if self.engineKey is not None:
+            oprot.writeFieldBegin('engineKey', TType.STRING, 1)
+            oprot.writeBinary(self.engineKey)
+            oprot.writeFieldEnd()
+        if self.cell is not None:
+            oprot.writeFieldBegin('cell', TType.STRING, 2)
+            oprot.writeBinary(self.cell)
+            oprot.writeFieldEnd()
+        oprot.writeFieldStop()
+        oprot.writeStructEnd()
+
+    def validate(self):
+        return
+
+    def __repr__(self):
+        L = ['%s=%r' % (key, value)
+             for key, value in self.__dict__.items()]
+        return '%s(%s)' % (self.__class__.__name__, ', '.join(L))
+
+    def __eq__(self, other):
+        return isinstance(other, self.__class__) and self.__dict__ == other.__dict__
+
+    def __ne__(self, other):
+        return not (self == other)
+
+
+class PeerMemory(object):
+    """
+    Attributes:
+     - incarnation
+     - logged
+
+    """
+
+
+    def __init__(self, incarnation=None, logged=None,):
+        self.incarnation = incarnation
+        self.logged = logged
+
+    def read(self, iprot):
+        if iprot._fast_decode is not None and isinstance(iprot.trans, TTransport.CReadableTransport) and self.thrift_spec is not None:
+            iprot._fast_decode(self, iprot, [self.__class__, self.thrift_spec])
+            return
+        iprot.readStructBegin()
+        while True:
+            (fname, ftype, fid) = iprot.readFieldBegin()
+            if ftype == TType.STOP:
+                break
+            if fid == 1:
+                if ftype == TType.I64:
+                    self.incarnation = iprot.readI64()
+                else:
+                    iprot.skip(ftype)
+            elif fid == 2:
+                if ftype == TType.I64:
+                    self.logged = iprot.readI64()
+                else:
+                    iprot.skip(ftype)
+            else:
+                iprot.skip(ftype)
+            iprot.readFieldEnd()
+        iprot.readStructEnd()
+
+    def write(self, oprot):
+        if oprot._fast_encode is not None and self.thrift_spec is not None:
+            oprot.trans.write(oprot._fast_encode(self, [self.__class__, self.thrift_spec]))
+            return
+        oprot.writeStructBegin('PeerMemory')
+        if self.incarnation is not None:
+            oprot.writeFieldBegin('incarnation', TType.I64, 1)
+            oprot.writeI64(self.incarnation)
+            oprot.writeFieldEnd()
+        if self.logged is not None:
+            oprot.writeFieldBegin('logged', TType.I64, 2)
+            oprot.writeI64(self.logged)
+            oprot.writeFieldEnd()
+        oprot.writeFieldStop()
+        oprot.writeStructEnd()
+
+    def validate(self):
+        return
+
+    def __repr__(self):
+        L = ['%s=%r' % (key, value)
+             for key, value in self.__dict__.items()]
+        return '%s(%s)' % (self.__class__.__name__, ', '.join(L))
+
+    def __eq__(self, other):
+        return isinstance(other, self.__class__) and self.__dict__ == other.__dict__
+
+    def __ne__(self, other):
+        return not (self == other)
+
+
+class PeerReconcile(object):
+    """
+    Attributes:
+     - epoch
+     - asks
+     - range
+     - cut
+     - start
+     - before
+     - spans
+     - quick
+     - keys
+     - cells
+     - wall
+     - why
+     - memory
+     - claim
+     - whole
+
+    """
+
+
+    def __init__(self, epoch=None, asks=None, range=None, cut=None, start=None, before=None, spans=None, quick=None, keys=None, cells=None, wall=None, why=None, memory=None, claim=None, whole=None,):
+        self.epoch = epoch
+        self.asks = asks
+        self.range = range
+        self.cut = cut
+        self.start = start
+        self.before = before
+        self.spans = spans
+        self.quick = quick
+        self.keys = keys
+        self.cells = cells
+        self.wall = wall
+        self.why = why
+        self.memory = memory
+        self.claim = claim
+        self.whole = whole
+
+    def read(self, iprot):
+        if iprot._fast_decode is not None and isinstance(iprot.trans, TTransport.CReadableTransport) and self.thrift_spec is not None:
+            iprot._fast_decode(self, iprot, [self.__class__, self.thrift_spec])
+            return
+        iprot.readStructBegin()
+        while True:
+            (fname, ftype, fid) = iprot.readFieldBegin()
+            if ftype == TType.STOP:
+                break
+            if fid == 1:
+                if ftype == TType.I64:
+                    self.epoch = iprot.readI64()
+                else:
+                    iprot.skip(ftype)
+            elif fid == 2:
+                if ftype == TType.I32:
+                    self.asks = iprot.readI32()
+                else:
+                    iprot.skip(ftype)
+            elif fid == 3:
+                if ftype == TType.I32:
+                    self.range = iprot.readI32()
+                else:
+                    iprot.skip(ftype)
+            elif fid == 4:
+                if ftype == TType.STRUCT:
+                    self.cut = PeerCut()
+                    self.cut.read(iprot)
+                else:
+                    iprot.skip(ftype)
+            elif fid == 5:
+                if ftype == TType.STRING:
+                    self.start = iprot.readBinary()
+                else:
+                    iprot.skip(ftype)
+            elif fid == 6:
+                if ftype == TType.STRING:
+                    self.before = iprot.readBinary()
+                else:
+                    iprot.skip(ftype)
+            elif fid == 7:
+                if ftype == TType.LIST:
+                    self.spans = []
+                    (_etype82, _size79) = iprot.readListBegin()
+                    for _i83 in range(_size79):
+                        _elem84 = PeerSpan()
+                        _elem84.read(iprot)
+                        self.spans.append(_elem84)
+                    iprot.readListEnd()
+                else:
+                    iprot.skip(ftype)
+            elif fid == 8:
+                if ftype == TType.BOOL:
+                    self.quick = iprot.readBool()
+                else:
+                    iprot.skip(ftype)
+            elif fid == 9:
+                if ftype == TType.LIST:
+                    self.keys = []
+                    (_etype88, _size85) = iprot.readListBegin()
+                    for _i89 in range(_size85):
+                        _elem90 = iprot.readBinary()
+                        self.keys.append(_elem90)
+                    iprot.readListEnd()
+                else:
+                    iprot.skip(ftype)
+            elif fid == 10:
+                if ftype == TType.LIST:
+                    self.cells = []
+                    (_etype94, _size91) = iprot.readListBegin()
+                    for _i95 in range(_size91):
+                        _elem96 = PeerHeld()
+                        _elem96.read(iprot)
+                        self.cells.append(_elem96)
+                    iprot.readListEnd()
+                else:
+                    iprot.skip(ftype)
+            elif fid == 11:
+                if ftype == TType.I64:
+                    self.wall = iprot.readI64()
+                else:
+                    iprot.skip(ftype)
+            elif fid == 12:
+                if ftype == TType.STRING:
+                    self.why = iprot.readString().decode('utf-8', errors='replace') if sys.version_info[0] == 2 else iprot.readString()
+                else:
+                    iprot.skip(ftype)
+            elif fid == 13:
+                if ftype == TType.STRUCT:
+                    self.memory = PeerMemory()
+                    self.memory.read(iprot)
+                else:
+                    iprot.skip(ftype)
+            elif fid == 14:
+                if ftype == TType.STRUCT:
+                    self.claim = PeerMemory()
+                    self.claim.read(iprot)
+                else:
+                    iprot.skip(ftype)
+            elif fid == 15:
+                if ftype == TType.BOOL:
+                    self.whole = iprot.readBool()
+                else:
+                    iprot.skip(ftype)
+            else:
+                iprot.skip(ftype)
+            iprot.readFieldEnd()
+        iprot.readStructEnd()
+
+    def write(self, oprot):
+        if oprot._fast_encode is not None and self.thrift_spec is not None:
+            oprot.trans.write(oprot._fast_encode(self, [self.__class__, self.thrift_spec]))
+            return
+        oprot.writeStructBegin('PeerReconcile')
+        if self.epoch is not None:
+            oprot.writeFieldBegin('epoch', TType.I64, 1)
+            oprot.writeI64(self.epoch)
+            oprot.writeFieldEnd()
+        if self.asks is not None:
+            oprot.writeFieldBegin('asks', TType.I32, 2)
+            oprot.writeI32(self.asks)
+            oprot.writeFieldEnd()
+        if self.range is not None:
+            oprot.writeFieldBegin('range', TType.I32, 3)
+            oprot.writeI32(self.range)
+            oprot.writeFieldEnd()
+        if self.cut is not None:
+            oprot.writeFieldBegin('cut', TType.STRUCT, 4)
+            self.cut.write(oprot)
+            oprot.writeFieldEnd()
+        if self.start is not None:
+            oprot.writeFieldBegin('start', TType.STRING, 5)
+            oprot.writeBinary(self.start)
+            oprot.writeFieldEnd()
+        if self.before is not None:
+            oprot.writeFieldBegin('before', TType.STRING, 6)
+            oprot.writeBinary(self.before)
+            oprot.writeFieldEnd()
+        if self.spans is not None:
+            oprot.writeFieldBegin('spans', TType.LIST, 7)
+            oprot.writeListBegin(TType.STRUCT, len(self.spans))
+            for iter97 in self.spans:
+                iter97.write(oprot)
+            oprot.writeListEnd()
+            oprot.writeFieldEnd()
+        if self.quick is not None:
+            oprot.writeFieldBegin('quick', TType.BOOL, 8)
+            oprot.writeBool(self.quick)
+            oprot.writeFieldEnd()
+        if self.keys is not None:
+            oprot.writeFieldBegin('keys', TType.LIST, 9)
+            oprot.writeListBegin(TType.STRING, len(self.keys))
+            for iter98 in self.keys:
+                oprot.writeBinary(iter98)
+            oprot.writeListEnd()
+            oprot.writeFieldEnd()
+        if self.cells is not None:
+            oprot.writeFieldBegin('cells', TType.LIST, 10)
+            oprot.writeListBegin(TType.STRUCT, len(self.cells))
+            for iter99 in self.cells:
+                iter99.write(oprot)
+            oprot.writeListEnd()
+            oprot.writeFieldEnd()
+        if self.wall is not None:
+            oprot.writeFieldBegin('wall', TType.I64, 11)
+            oprot.writeI64(self.wall)
+            oprot.writeFieldEnd()
+        if self.why is not None:
+            oprot.writeFieldBegin('why', TType.STRING, 12)
+            oprot.writeString(self.why.encode('utf-8') if sys.version_info[0] == 2 else self.why)
+            oprot.writeFieldEnd()
+        if self.memory is not None:
+            oprot.writeFieldBegin('memory', TType.STRUCT, 13)
+            self.memory.write(oprot)
+            oprot.writeFieldEnd()
+        if self.claim is not None:
+            oprot.writeFieldBegin('claim', TType.STRUCT, 14)
+            self.claim.write(oprot)
+            oprot.writeFieldEnd()
+        if self.whole is not None:
+            oprot.writeFieldBegin('whole', TType.BOOL, 15)
+            oprot.writeBool(self.whole)
+            oprot.writeFieldEnd()
+        oprot.writeFieldStop()
+        oprot.writeStructEnd()
+
+    def validate(self):
+        return
+
+    def __repr__(self):
+        L = ['%s=%r' % (key, value)
+             for key, value in self.__dict__.items()]
+        return '%s(%s)' % (self.__class__.__name__, ', '.join(L))
+
+    def __eq__(self, other):
+        return isinstance(other, self.__class__) and self.__dict__ == other.__dict__
+
+    def __ne__(self, other):
+        return not (self == other)
+
+
+class PeerReconciled(object):
+    """
+    Attributes:
+     - refused
+     - clock
+     - pause
+     - promise
+     - waits
+     - wall
+     - tables
+     - cut
+     - verdicts
+     - versions
+     - reached
+     - cells
+     - handled
+     - memory
+     - claim
+     - whole
+
+    """
+
+
+    def __init__(self, refused=None, clock=None, pause=None, promise=None, waits=None, wall=None, tables=None, cut=None, verdicts=None, versions=None, reached=None, cells=None, handled=None, memory=None, claim=None, whole=None,):
+        self.refused = refused
+        self.clock = clock
+        self.pause = pause
+        self.promise = promise
+        self.waits = waits
+        self.wall = wall
+        self.tables = tables
+        self.cut = cut
+        self.verdicts = verdicts
+        self.versions = versions
+        self.reached = reached
+        self.cells = cells
+        self.handled = handled
+        self.memory = memory
+        self.claim = claim
+        self.whole = whole
+
+    def read(self, iprot):
+        if iprot._fast_decode is not None and isinstance(iprot.trans, TTransport.CReadableTransport) and self.thrift_spec is not None:
+            iprot._fast_decode(self, iprot, [self.__class__, self.thrift_spec])
+            return
+        iprot.readStructBegin()
+        while True:
+            (fname, ftype, fid) = iprot.readFieldBegin()
+            if ftype == TType.STOP:
+                break
+            if fid == 1:
+                if ftype == TType.STRING:
+                    self.refused = iprot.readString().decode('utf-8', errors='replace') if sys.version_info[0] == 2 else iprot.readString()
+                else:
+                    iprot.skip(ftype)
+            elif fid == 2:
+                if ftype == TType.I64:
+                    self.clock = iprot.readI64()
+                else:
+                    iprot.skip(ftype)
+            elif fid == 3:
+                if ftype == TType.I64:
+                    self.pause = iprot.readI64()
+                else:
+                    iprot.skip(ftype)
+            elif fid == 4:
+                if ftype == TType.I64:
+                    self.promise = iprot.readI64()
+                else:
+                    iprot.skip(ftype)
+            elif fid == 5:
+                if ftype == TType.STRING:
+                    self.waits = iprot.readString().decode('utf-8', errors='replace') if sys.version_info[0] == 2 else iprot.readString()
+                else:
+                    iprot.skip(ftype)
+            elif fid == 6:
+                if ftype == TType.I64:
+                    self.wall = iprot.readI64()
+                else:
+                    iprot.skip(ftype)
+            elif fid == 7:
+                if ftype == TType.LIST:
+                    self.tables = []
+                    (_etype103, _size100) = iprot.readListBegin()
+                    for _i104 in range(_size100):
+                        _elem105 = iprot.readI32()
+                        self.tables.append(_elem105)
+                    iprot.readListEnd()
+                else:
+                    iprot.skip(ftype)
+            elif fid == 8:
+                if ftype == TType.STRUCT:
+                    self.cut = PeerCut()
+                    self.cut.read(iprot)
+                else:
+                    iprot.skip(ftype)
+            elif fid == 9:
+                if ftype == TType.LIST:
+                    self.verdicts = []
+                    (_etype109, _size106) = iprot.readListBegin()
+                    for _i110 in range(_size106):
+                        _elem111 = iprot.readI32()
+                        self.verdicts.append(_elem111)
+                    iprot.readListEnd()
+                else:
+                    iprot.skip(ftype)
+            elif fid == 10:
+                if ftype == TType.LIST:
+                    self.versions = []
+                    (_etype115, _size112) = iprot.readListBegin()
+                    for _i116 in range(_size112):
+                        _elem117 = PeerVersion()
+                        _elem117.read(iprot)
+                        self.versions.append(_elem117)
+                    iprot.readListEnd()
+                else:
+                    iprot.skip(ftype)
+            elif fid == 11:
+                if ftype == TType.STRING:
+                    self.reached = iprot.readBinary()
+                else:
+                    iprot.skip(ftype)
+            elif fid == 12:
+                if ftype == TType.LIST:
+                    self.cells = []
+                    (_etype121, _size118) = iprot.readListBegin()
+                    for _i122 in range(_size118):
+                        _elem123 = PeerHeld()
+                        _elem123.read(iprot)
+                        self.cells.append(_elem123)
+                    iprot.readListEnd()
+                else:
+                    iprot.skip(ftype)
+            elif fid == 13:
+                if ftype == TType.I32:
+                    self.handled = iprot.readI32()
+                else:
+                    iprot.skip(ftype)
+            elif fid == 14:
+                if ftype == TType.STRUCT:
+                    self.memory = PeerMemory()
+                    self.memory.read(iprot)
+                else:
+                    iprot.skip(ftype)
+            elif fid == 15:
+                if ftype == TType.STRUCT:
+                    self.claim = PeerMemory()
+                    self.claim.read(iprot)
+                else:
+                    iprot.skip(ftype)
+            elif fid == 16:
+                if ftype == TType.BOOL:
+                    self.whole = iprot.readBool()
+                else:
+                    iprot.skip(ftype)
+            else:
+                iprot.skip(ftype)
+            iprot.readFieldEnd()
+        iprot.readStructEnd()
+
+    def write(self, oprot):
+        if oprot._fast_encode is not None and self.thrift_spec is not None:
+            oprot.trans.write(oprot._fast_encode(self, [self.__class__, self.thrift_spec]))
+            return
+        oprot.writeStructBegin('PeerReconciled')
+        if self.refused is not None:
+            oprot.writeFieldBegin('refused', TType.STRING, 1)
+            oprot.writeString(self.refused.encode('utf-8') if sys.version_info[0] == 2 else self.refused)
+            oprot.writeFieldEnd()
+        if self.clock is not None:
+            oprot.writeFieldBegin('clock', TType.I64, 2)
+            oprot.writeI64(self.clock)
+            oprot.writeFieldEnd()
+        if self.pause is not None:
+            oprot.writeFieldBegin('pause', TType.I64, 3)
+            oprot.writeI64(self.pause)
+            oprot.writeFieldEnd()
+        if self.promise is not None:
+            oprot.writeFieldBegin('promise', TType.I64, 4)
+            oprot.writeI64(self.promise)
+            oprot.writeFieldEnd()
+        if self.waits is not None:
+            oprot.writeFieldBegin('waits', TType.STRING, 5)
+            oprot.writeString(self.waits.encode('utf-8') if sys.version_info[0] == 2 else self.waits)
+            oprot.writeFieldEnd()
+        if self.wall is not None:
+            oprot.writeFieldBegin('wall', TType.I64, 6)
+            oprot.writeI64(self.wall)
+            oprot.writeFieldEnd()
+        if self.tables is not None:
+            oprot.writeFieldBegin('tables', TType.LIST, 7)
+            oprot.writeListBegin(TType.I32, len(self.tables))
+            for iter124 in self.tables:
+                oprot.writeI32(iter124)
+            oprot.writeListEnd()
+            oprot.writeFieldEnd()
+        if self.cut is not None:
+            oprot.writeFieldBegin('cut', TType.STRUCT, 8)
+            self.cut.write(oprot)
+            oprot.writeFieldEnd()
+        if self.verdicts is not None:
+            oprot.writeFieldBegin('verdicts', TType.LIST, 9)
+            oprot.writeListBegin(TType.I32, len(self.verdicts))
+            for iter125 in self.verdicts:
+                oprot.writeI32(iter125)
+            oprot.writeListEnd()
+            oprot.writeFieldEnd()
+        if self.versions is not None:
+            oprot.writeFieldBegin('versions', TType.LIST, 10)
+            oprot.writeListBegin(TType.STRUCT, len(self.versions))
+            for iter126 in self.versions:
+                iter126.write(oprot)
+            oprot.writeListEnd()
+            oprot.writeFieldEnd()
+        if self.reached is not None:
+            oprot.writeFieldBegin('reached', TType.STRING, 11)
+            oprot.writeBinary(self.reached)
+            oprot.writeFieldEnd()
+        if self.cells is not None:
+            oprot.writeFieldBegin('cells', TType.LIST, 12)
+            oprot.writeListBegin(TType.STRUCT, len(self.cells))
+            for iter127 in self.cells:
+                iter127.write(oprot)
+            oprot.writeListEnd()
+            oprot.writeFieldEnd()
+        if self.handled is not None:
+            oprot.writeFieldBegin('handled', TType.I32, 13)
+            oprot.writeI32(self.handled)
+            oprot.writeFieldEnd()
+        if self.memory is not None:
+            oprot.writeFieldBegin('memory', TType.STRUCT, 14)
+            self.memory.write(oprot)
+            oprot.writeFieldEnd()
+        if self.claim is not None:
+            oprot.writeFieldBegin('claim', TType.STRUCT, 15)
+            self.claim.write(oprot)
+            oprot.writeFieldEnd()
+        if self.whole is not None:
+            oprot.writeFieldBegin('whole', TType.BOOL, 16)
+            oprot.writeBool(self.whole)
             oprot.writeFieldEnd()
         oprot.writeFieldStop()
         oprot.writeStructEnd()
@@ -3295,6 +4395,21 @@ Member.thrift_spec = (
     (7, TType.I64, 'hintBytes', None, None, ),  # 7
     (8, TType.BOOL, 'hinting', None, None, ),  # 8
 )
+all_structs.append(RangeState)
+RangeState.thrift_spec = (
+    None,  # 0
+    (1, TType.I32, 'owner', None, None, ),  # 1
+    (2, TType.I64, 'provenUpto', None, None, ),  # 2
+    (3, TType.I64, 'provenAt', None, None, ),  # 3
+    (4, TType.STRING, 'notNow', 'UTF8', None, ),  # 4
+    (5, TType.I64, 'cells', None, None, ),  # 5
+    (6, TType.I64, 'leavesPending', None, None, ),  # 6
+    (7, TType.I64, 'deadCells', None, None, ),  # 7
+    (8, TType.I64, 'deadBytes', None, None, ),  # 8
+    (9, TType.STRING, 'uncollected', 'UTF8', None, ),  # 9
+    (10, TType.I64, 'collectedUpto', None, None, ),  # 10
+    (11, TType.STRING, 'refilling', 'UTF8', None, ),  # 11
+)
 all_structs.append(Description)
 Description.thrift_spec = (
     None,  # 0
@@ -3305,6 +4420,7 @@ Description.thrift_spec = (
     (5, TType.LIST, 'members', (TType.STRUCT, [Member, None], False), None, ),  # 5
     (6, TType.STRING, 'version', 'UTF8', None, ),  # 6
     (7, TType.STRING, 'durability', 'UTF8', None, ),  # 7
+    (8, TType.LIST, 'ranges', (TType.STRUCT, [RangeState, None], False), None, ),  # 8
 )
 all_structs.append(Stats)
 Stats.thrift_spec = (
@@ -3426,6 +4542,79 @@ PeerCells.thrift_spec = (
     (2, TType.STRING, 'refused', 'UTF8', None, ),  # 2
     (3, TType.I64, 'clock', None, None, ),  # 3
     (4, TType.BOOL, 'complete', None, None, ),  # 4
+)
+all_structs.append(PeerCut)
+PeerCut.thrift_spec = (
+    None,  # 0
+    (1, TType.I64, 'upto', None, None, ),  # 1
+    (2, TType.I64, 'beyond', None, None, ),  # 2
+    (3, TType.I64, 'collected', None, None, ),  # 3
+    (4, TType.I64, 'expired', None, None, ),  # 4
+)
+all_structs.append(PeerSpan)
+PeerSpan.thrift_spec = (
+    None,  # 0
+    (1, TType.STRING, 'before', 'BINARY', None, ),  # 1
+    (2, TType.I64, 'cells', None, None, ),  # 2
+    (3, TType.STRING, 'digest', 'BINARY', None, ),  # 3
+)
+all_structs.append(PeerVersion)
+PeerVersion.thrift_spec = (
+    None,  # 0
+    (1, TType.STRING, 'engineKey', 'BINARY', None, ),  # 1
+    (2, TType.I64, 'stamp', None, None, ),  # 2
+    (3, TType.STRING, 'hash', 'BINARY', None, ),  # 3
+)
+all_structs.append(PeerHeld)
+PeerHeld.thrift_spec = (
+    None,  # 0
+    (1, TType.STRING, 'engineKey', 'BINARY', None, ),  # 1
+    (2, TType.STRING, 'cell', 'BINARY', None, ),  # 2
+)
+all_structs.append(PeerMemory)
+PeerMemory.thrift_spec = (
+    None,  # 0
+    (1, TType.I64, 'incarnation', None, None, ),  # 1
+    (2, TType.I64, 'logged', None, None, ),  # 2
+)
+all_structs.append(PeerReconcile)
+PeerReconcile.thrift_spec = (
+    None,  # 0
+    (1, TType.I64, 'epoch', None, None, ),  # 1
+    (2, TType.I32, 'asks', None, None, ),  # 2
+    (3, TType.I32, 'range', None, None, ),  # 3
+    (4, TType.STRUCT, 'cut', [PeerCut, None], None, ),  # 4
+    (5, TType.STRING, 'start', 'BINARY', None, ),  # 5
+    (6, TType.STRING, 'before', 'BINARY', None, ),  # 6
+    (7, TType.LIST, 'spans', (TType.STRUCT, [PeerSpan, None], False), None, ),  # 7
+    (8, TType.BOOL, 'quick', None, None, ),  # 8
+    (9, TType.LIST, 'keys', (TType.STRING, 'BINARY', False), None, ),  # 9
+    (10, TType.LIST, 'cells', (TType.STRUCT, [PeerHeld, None], False), None, ),  # 10
+    (11, TType.I64, 'wall', None, None, ),  # 11
+    (12, TType.STRING, 'why', 'UTF8', None, ),  # 12
+    (13, TType.STRUCT, 'memory', [PeerMemory, None], None, ),  # 13
+    (14, TType.STRUCT, 'claim', [PeerMemory, None], None, ),  # 14
+    (15, TType.BOOL, 'whole', None, None, ),  # 15
+)
+all_structs.append(PeerReconciled)
+PeerReconciled.thrift_spec = (
+    None,  # 0
+    (1, TType.STRING, 'refused', 'UTF8', None, ),  # 1
+    (2, TType.I64, 'clock', None, None, ),  # 2
+    (3, TType.I64, 'pause', None, None, ),  # 3
+    (4, TType.I64, 'promise', None, None, ),  # 4
+    (5, TType.STRING, 'waits', 'UTF8', None, ),  # 5
+    (6, TType.I64, 'wall', None, None, ),  # 6
+    (7, TType.LIST, 'tables', (TType.I32, None, False), None, ),  # 7
+    (8, TType.STRUCT, 'cut', [PeerCut, None], None, ),  # 8
+    (9, TType.LIST, 'verdicts', (TType.I32, None, False), None, ),  # 9
+    (10, TType.LIST, 'versions', (TType.STRUCT, [PeerVersion, None], False), None, ),  # 10
+    (11, TType.STRING, 'reached', 'BINARY', None, ),  # 11
+    (12, TType.LIST, 'cells', (TType.STRUCT, [PeerHeld, None], False), None, ),  # 12
+    (13, TType.I32, 'handled', None, None, ),  # 13
+    (14, TType.STRUCT, 'memory', [PeerMemory, None], None, ),  # 14
+    (15, TType.STRUCT, 'claim', [PeerMemory, None], None, ),  # 15
+    (16, TType.BOOL, 'whole', None, None, ),  # 16
 )
 fix_spec(all_structs)
 del all_structs

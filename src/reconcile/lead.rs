@@ -1,0 +1,489 @@
+//! The comparing side: the first replica of a range that is up goes through it with the others.
+//!
+//!   sums of my leaves, scanned where there are none ─► one total: the same? ─► groups of leaves ─► leaves
+//!   a leaf that differs ─► lists of versions ─► cells, both ways ─► the same leaf again
+//!
+//! The sums sent to all the others are one and the same, made once: if each of them says *the same*, all replicas were
+//! equal, even though they were asked one after the other.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use tokio::time::Instant;
+
+use super::Reconciler;
+use super::decide::{self, Version};
+use super::pace::{self, Work};
+use super::stretch::{Stretch, stretches};
+use super::wire;
+use crate::answer::{Failure, NodeId, ask_one};
+use crate::cell::{Cell, Content, Stamp};
+use crate::store::leaves::{Counted, Cut, Horizon, Scan};
+use crate::store::{StoreError, cell_hash};
+use crate::thrift::chord::{PeerAsks, PeerReconcile, PeerReconciled, PeerSpan};
+
+/// Spans of one request: groups of leaves, or leaves.
+pub(super) const SPANS_MAX: usize = 64;
+
+/// How often a leaf is compared in one pass while cells of it are on their way.
+const LEAF_ATTEMPTS: usize = 4;
+
+/// How a pass through a range ended.
+#[derive(Debug, Default)]
+pub(super) struct Compared {
+    /// Cells that moved, in either direction.
+    pub moved: u64,
+    /// What stands against calling all replicas asked equal; empty: nothing.
+    pub why: String,
+}
+
+/// Why a pass ended early.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Stopped {
+    /// A replica gave no answer, or said no.
+    #[error("server {0}: {1}")]
+    Other(NodeId, Failure),
+    /// This server's own store cannot be read or written.
+    #[error("this server: {0}")]
+    Here(String),
+}
+
+impl From<StoreError> for Stopped {
+    fn from(error: StoreError) -> Stopped {
+        Stopped::Here(error.to_string())
+    }
+}
+
+/// One pass through a range.
+struct Pass<'a> {
+    me: &'a Arc<Reconciler>,
+    index: usize,
+    followers: &'a [NodeId],
+    cut: Cut,
+    /// Up to where this server has collected.
+    collected: Stamp,
+    moved: u64,
+    unsettled: bool,
+}
+
+/// A leaf, or several, as counted here.
+#[derive(Clone, Debug)]
+struct Span {
+    end: Vec<u8>,
+    counted: Counted,
+}
+
+/// What another server says of a span.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Verdict {
+    Same,
+    Differs,
+    NotKnown,
+}
+
+impl Reconciler {
+    /// Compares this server's cells of a range with those of the `followers`, and makes them equal.
+    pub(super) async fn pass(
+        self: &Arc<Self>,
+        index: usize,
+        followers: &[NodeId],
+        cut: Cut,
+    ) -> Result<Compared, Stopped> {
+        let collected = self.horizon(index).stamp;
+        let mut pass = Pass { me: self, index, followers, cut, collected, moved: 0, unsettled: false };
+        let tables = self.tables_of(followers);
+        for stretch in stretches(&self.ring, index, &tables) {
+            pass.stretch(&stretch).await?;
+        }
+        let why = if pass.unsettled { "cells are on their way".to_owned() } else { String::new() };
+        Ok(Compared { moved: pass.moved, why })
+    }
+
+    /// What the cut counts between two engine keys. Without `scan`: `None` if that cannot be told from known sums.
+    /// Rests between the steps if `resting`. Adds what it looked at to `scanned`.
+    pub(super) async fn count(
+        &self,
+        start: &[u8],
+        end: &[u8],
+        cut: &Cut,
+        how: Counting,
+        scanned: &mut usize,
+    ) -> Result<Option<Counted>, StoreError> {
+        let mut at = start.to_vec();
+        let mut total = Counted::default();
+        while at[..] < *end {
+            let leaf = self.store.leaf_at(&at, end);
+            let whole = leaf.start == at && leaf.end[..] <= *end;
+            if whole && let Some(counted) = leaf.sum.and_then(|sum| sum.counted(cut)) {
+                total = total.and(counted);
+                at = leaf.end;
+                continue;
+            }
+            if how == Counting::Known {
+                return Ok(None);
+            }
+            let upto = if leaf.end[..] < *end { &leaf.end } else { end };
+            let scan = self.scan(&at, upto, cut, whole, how, scanned).await?;
+            if whole {
+                self.store.note_leaf(&leaf, &scan);
+            }
+            total = total.and(scan.counted);
+            at = scan.next;
+        }
+        Ok(Some(total))
+    }
+
+    async fn scan(
+        &self,
+        start: &[u8],
+        end: &[u8],
+        cut: &Cut,
+        to_boundary: bool,
+        how: Counting,
+        scanned: &mut usize,
+    ) -> Result<Scan, StoreError> {
+        let horizon = self.store.horizon_at(start);
+        let mut scan = Scan::new(start, end, *cut, horizon, to_boundary);
+        while !scan.complete {
+            let began = Instant::now();
+            let before = scan.sum.all.cells + scan.sum.gone;
+            self.store.scan(&mut scan, self.config.reconcile_step_cells)?;
+            *scanned += (scan.sum.all.cells + scan.sum.gone - before) as usize;
+            match how {
+                Counting::Resting => self.pace.rest(began, Work::Look).await,
+                Counting::AtOnce | Counting::Known => tokio::task::yield_now().await,
+            }
+        }
+        Ok(scan)
+    }
+
+    /// Asks another server, and leaves it alone for as long as it asks.
+    pub(super) async fn ask(&self, node: NodeId, request: PeerReconcile) -> Result<PeerReconciled, Stopped> {
+        let request = PeerReconcile { epoch: Some(self.ring.epoch() as i64), ..request };
+        let answer = ask_one(node, |to| self.peers.reconcile(request, to)).await;
+        let answer = answer.map_err(|failure| Stopped::Other(node, failure))?;
+        if let Some(refused) = answer.refused.as_ref().filter(|refused| !refused.is_empty()) {
+            return Err(Stopped::Other(node, Failure::Refused(refused.as_str().into())));
+        }
+        let pause = pace::pause(answer.pause);
+        if !pause.is_zero() {
+            tokio::time::sleep(pause).await;
+        }
+        Ok(answer)
+    }
+}
+
+/// How [`Reconciler::count`] gets at what it does not know.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Counting {
+    /// Not at all.
+    Known,
+    /// It scans and rests in between.
+    Resting,
+    /// It scans: somebody waits, and will rest for both.
+    AtOnce,
+}
+
+impl Pass<'_> {
+    async fn stretch(&mut self, stretch: &Stretch) -> Result<(), Stopped> {
+        let mut spans = None;
+        let total = match self.known_total(stretch) {
+            Some(total) => total,
+            None => spans
+                .insert(self.count_leaves(stretch).await?)
+                .iter()
+                .fold(Counted::default(), |total, span| total.and(span.counted)),
+        };
+        let mut suspects = BTreeSet::new();
+        let whole = [Span { end: stretch.end.clone(), counted: total }];
+        for &node in self.followers {
+            self.me.stats.reconcile_comparisons.count();
+            if self.compare(node, &stretch.start, &whole, true).await?[0] == Verdict::Same {
+                continue;
+            }
+            if spans.is_none() {
+                spans = Some(self.count_leaves(stretch).await?);
+            }
+            let spans = spans.as_deref().expect("they were counted just now");
+            self.descend(node, &stretch.start, spans, &mut suspects).await?;
+        }
+        let spans = spans.unwrap_or_default();
+        for index in suspects {
+            let start = if index == 0 { &stretch.start } else { &spans[index - 1].end };
+            self.settle_leaf(start, &spans[index].end).await?;
+        }
+        Ok(())
+    }
+
+    /// The sum of all the leaves, if there is one of each.
+    fn known_total(&self, stretch: &Stretch) -> Option<Counted> {
+        let mut total = Some(Counted::default());
+        let mut leaves = 0;
+        self.me.store.each_leaf(&stretch.start, &stretch.end, |_, sum| {
+            leaves += 1;
+            let counted = sum.and_then(|sum| sum.counted(&self.cut));
+            total = total.zip(counted).map(|(total, counted)| total.and(counted));
+        });
+        total.filter(|_| leaves > 0)
+    }
+
+    /// Every leaf with its count; what is not known is scanned.
+    async fn count_leaves(&self, stretch: &Stretch) -> Result<Vec<Span>, Stopped> {
+        let mut spans = Vec::new();
+        let mut at = stretch.start.clone();
+        while at < stretch.end {
+            let leaf = self.me.store.leaf_at(&at, &stretch.end);
+            let known = leaf.sum.and_then(|sum| sum.counted(&self.cut)).filter(|_| leaf.start == at);
+            let (end, counted) = match known {
+                Some(counted) => (leaf.end, counted),
+                None => {
+                    let whole = leaf.start == at;
+                    let how = Counting::Resting;
+                    let scan = self.me.scan(&at, &leaf.end, &self.cut, whole, how, &mut 0).await?;
+                    if whole {
+                        self.me.store.note_leaf(&leaf, &scan);
+                    }
+                    (scan.next, scan.counted)
+                }
+            };
+            at.clone_from(&end);
+            spans.push(Span { end, counted });
+        }
+        Ok(spans)
+    }
+
+    /// Finds the leaves in which the other server differs: group by group, then leaf by leaf.
+    async fn descend(
+        &self,
+        node: NodeId,
+        start: &[u8],
+        spans: &[Span],
+        suspects: &mut BTreeSet<usize>,
+    ) -> Result<(), Stopped> {
+        let start_of = |index: usize| if index == 0 { start } else { &spans[index - 1].end[..] };
+        let mut groups = vec![(0, spans.len())];
+        while let Some((from, to)) = groups.pop() {
+            if to - from <= SPANS_MAX {
+                let verdicts = self.compare(node, start_of(from), &spans[from..to], false).await?;
+                let differing = verdicts.iter().enumerate().filter(|(_, verdict)| **verdict != Verdict::Same);
+                suspects.extend(differing.map(|(index, _)| from + index));
+                continue;
+            }
+            let size = (to - from).div_ceil(SPANS_MAX);
+            let parts: Vec<(usize, usize)> =
+                (from..to).step_by(size).map(|part| (part, to.min(part + size))).collect();
+            let together = |&(from, to): &(usize, usize)| Span {
+                end: spans[to - 1].end.clone(),
+                counted: spans[from..to].iter().fold(Counted::default(), |sum, span| sum.and(span.counted)),
+            };
+            let sums: Vec<Span> = parts.iter().map(together).collect();
+            let verdicts = self.compare(node, start_of(from), &sums, true).await?;
+            let differing = parts.into_iter().zip(verdicts).filter(|(_, verdict)| *verdict != Verdict::Same);
+            groups.extend(differing.map(|(part, _)| part).rev());
+        }
+        Ok(())
+    }
+
+    /// What the other server says of each span. Not `quick`: it scans what it does not know, some at a time.
+    async fn compare(
+        &self,
+        node: NodeId,
+        start: &[u8],
+        spans: &[Span],
+        quick: bool,
+    ) -> Result<Vec<Verdict>, Stopped> {
+        let mut verdicts: Vec<Verdict> = Vec::with_capacity(spans.len());
+        while verdicts.len() < spans.len() {
+            let from = verdicts.len();
+            let start = if from == 0 { start } else { &spans[from - 1].end };
+            let request = PeerReconcile {
+                asks: Some(PeerAsks::COMPARE),
+                range: Some(self.index as i32),
+                cut: Some(wire::cut(&self.cut)),
+                start: Some(start.to_vec()),
+                spans: Some(spans[from..].iter().map(peer_span).collect()),
+                quick: Some(quick),
+                ..PeerReconcile::default()
+            };
+            let answer = self.me.ask(node, request).await?;
+            let said = answer.verdicts.unwrap_or_default();
+            if said.len() != spans.len() - from {
+                return Err(self.odd(node, "a verdict for another number of spans"));
+            }
+            let said = said.into_iter().map(|verdict| match verdict {
+                0 => Verdict::Same,
+                1 => Verdict::Differs,
+                _ => Verdict::NotKnown,
+            });
+            match quick {
+                true => verdicts.extend(said),
+                false => verdicts.extend(said.take_while(|verdict| *verdict != Verdict::NotKnown)),
+            }
+            if verdicts.len() == from {
+                return Err(self.odd(node, "no verdict"));
+            }
+        }
+        Ok(verdicts)
+    }
+
+    /// Makes one leaf equal on all replicas.
+    async fn settle_leaf(&mut self, start: &[u8], end: &[u8]) -> Result<(), Stopped> {
+        let mut counted_as_differing = false;
+        for _ in 0..LEAF_ATTEMPTS {
+            let counted = self.me.count(start, end, &self.cut, Counting::Resting, &mut 0).await?;
+            let span = Span { end: end.to_vec(), counted: counted.expect("it was scanned") };
+            let mut same = true;
+            for &node in self.followers {
+                if self.compare(node, start, std::slice::from_ref(&span), false).await?[0] == Verdict::Same {
+                    continue;
+                }
+                same = false;
+                let moved = self.mend(node, start, end).await?;
+                if moved > 0 {
+                    self.me.note_divergence(self.index);
+                    self.moved += moved;
+                    if !std::mem::replace(&mut counted_as_differing, true) {
+                        self.me.stats.reconcile_leaves_differing.count();
+                    }
+                }
+            }
+            if same {
+                return Ok(());
+            }
+        }
+        self.unsettled = true;
+        Ok(())
+    }
+
+    /// Lists the versions on both sides and exchanges what differs. Returns how many cells moved.
+    async fn mend(&self, node: NodeId, start: &[u8], end: &[u8]) -> Result<u64, Stopped> {
+        let mut moved = 0;
+        let mut at = start.to_vec();
+        while at[..] < *end {
+            let began = Instant::now();
+            let (mut cells, all) = self.me.store.run(&at, end, self.me.config.reconcile_list_cells)?;
+            let mut upto = match cells.last() {
+                Some((key, _)) if !all => crate::store::leaves::behind(key),
+                _ => end.to_vec(),
+            };
+            let request = PeerReconcile {
+                asks: Some(PeerAsks::VERSIONS),
+                range: Some(self.index as i32),
+                cut: Some(wire::cut(&self.cut)),
+                start: Some(at.clone()),
+                before: Some(upto.clone()),
+                ..PeerReconcile::default()
+            };
+            let answer = self.me.ask(node, request).await?;
+            let theirs = wire::versions(answer.versions.unwrap_or_default());
+            let theirs = theirs.ok_or_else(|| self.odd(node, "a list that is no list"))?;
+            let reached = answer.reached.unwrap_or_default();
+            if reached <= at || reached > upto {
+                return Err(self.odd(node, "a list of another stretch"));
+            }
+            upto = reached;
+            cells.truncate(cells.partition_point(|(key, _)| *key < upto));
+            cells.retain(|(_, cell)| !self.cut.horizon.covers(cell));
+            let mine: Vec<Version> = cells.iter().map(|(key, cell)| version(key, cell)).collect();
+            let their_horizon = answer.cut.as_ref().map_or(Horizon::NONE, wire::horizon);
+            let plan = decide::plan(&mine, &theirs, &self.cut, self.collected, their_horizon.stamp);
+            self.me.pace.rest(began, Work::Mend).await;
+            moved += self.carry_out(node, &cells, &theirs, &plan, their_horizon).await?;
+            at = upto;
+        }
+        Ok(moved)
+    }
+
+    async fn carry_out(
+        &self,
+        node: NodeId,
+        mine: &[(Vec<u8>, Cell)],
+        theirs: &[Version],
+        plan: &decide::Plan,
+        their_horizon: Horizon,
+    ) -> Result<u64, Stopped> {
+        let tombstone = |stamp: Stamp| Cell { stamp, content: Content::Tombstone };
+        let keys: Vec<&[u8]> = plan.fetch.iter().map(|&index| &theirs[index].key[..]).collect();
+        let fetched = self.fetch(node, &keys, their_horizon).await?;
+        let drops =
+            plan.drop_mine.iter().map(|&index| (mine[index].0.clone(), tombstone(mine[index].1.stamp)));
+        let drops: Vec<(Vec<u8>, Cell)> = drops.collect();
+        self.me.take_in(&drops, self.cut.horizon).await.map_err(Stopped::Here)?;
+        let theirs_gone = plan.drop_theirs.iter().map(|&index| &theirs[index]);
+        let theirs_gone = theirs_gone.map(|version| (version.key.clone(), tombstone(version.stamp)));
+        let given = plan.give.iter().map(|&index| mine[index].clone()).chain(theirs_gone);
+        let given: Vec<(Vec<u8>, Cell)> = given.collect();
+        self.give(node, &given).await?;
+        Ok(fetched + (drops.len() + given.len()) as u64)
+    }
+
+    /// Gets cells from the other server and takes them in here.
+    async fn fetch(&self, node: NodeId, keys: &[&[u8]], under: Horizon) -> Result<u64, Stopped> {
+        let mut rest = keys;
+        let mut fetched = 0;
+        while !rest.is_empty() {
+            let began = Instant::now();
+            let now = &rest[..rest.len().min(self.me.config.reconcile_batch_cells)];
+            let request = PeerReconcile {
+                asks: Some(PeerAsks::FETCH),
+                range: Some(self.index as i32),
+                keys: Some(now.iter().map(|key| key.to_vec()).collect()),
+                ..PeerReconcile::default()
+            };
+            let answer = self.me.ask(node, request).await?;
+            let handled = answer.handled.and_then(|handled| usize::try_from(handled).ok()).unwrap_or(0);
+            let cells = self.me.check_cells(self.index, answer.cells.unwrap_or_default());
+            let cells = cells.map_err(|why| self.odd(node, &why))?;
+            if handled == 0 || handled > now.len() || cells.len() > handled {
+                return Err(self.odd(node, "cells that were not asked for"));
+            }
+            self.me.take_in(&cells, under).await.map_err(Stopped::Here)?;
+            self.me.stats.reconcile_cells_received.add(cells.len() as u64);
+            self.me.stats.reconcile_bytes_received.add(bytes_of(&cells));
+            fetched += cells.len() as u64;
+            rest = &rest[handled..];
+            self.me.pace.rest(began, Work::Mend).await;
+        }
+        Ok(fetched)
+    }
+
+    /// Gives cells to the other server.
+    async fn give(&self, node: NodeId, cells: &[(Vec<u8>, Cell)]) -> Result<(), Stopped> {
+        let mut rest = cells;
+        while !rest.is_empty() {
+            let began = Instant::now();
+            let count = self.me.batch(rest);
+            let (now, later) = rest.split_at(count);
+            let request = PeerReconcile {
+                asks: Some(PeerAsks::GIVE),
+                range: Some(self.index as i32),
+                cut: Some(wire::cut(&self.cut)),
+                cells: Some(now.iter().map(|(key, cell)| wire::held(key, cell)).collect()),
+                ..PeerReconcile::default()
+            };
+            self.me.ask(node, request).await?;
+            self.me.stats.reconcile_cells_sent.add(count as u64);
+            self.me.stats.reconcile_bytes_sent.add(bytes_of(now));
+            rest = later;
+            self.me.pace.rest(began, Work::Mend).await;
+        }
+        Ok(())
+    }
+
+    fn odd(&self, node: NodeId, what: &str) -> Stopped {
+        Stopped::Other(node, Failure::Refused(format!("it answered with {what}").into()))
+    }
+}
+
+fn peer_span(span: &Span) -> PeerSpan {
+    PeerSpan::new(span.end.clone(), span.counted.cells as i64, span.counted.digest.to_be_bytes().to_vec())
+}
+
+/// What identifies a cell without its content.
+pub(super) fn version(key: &[u8], cell: &Cell) -> Version {
+    Version { key: key.to_vec(), stamp: cell.stamp, hash: cell_hash(key, cell) }
+}
+
+pub(super) fn bytes_of(cells: &[(Vec<u8>, Cell)]) -> u64 {
+    cells.iter().map(|(key, cell)| (key.len() + cell.encoded_len()) as u64).sum()
+}

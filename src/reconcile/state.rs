@@ -1,0 +1,137 @@
+//! What is known of the ranges and of the other servers: plain values, fed by whoever compares and promises.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::answer::NodeId;
+use crate::cell::Stamp;
+use crate::key::TableId;
+
+/// Samples of the clock that are kept: as many rounds as the lag may be long.
+const SAMPLES_MAX: usize = 256;
+
+/// What is known of a range of which this server is a replica.
+#[derive(Clone, Debug, Default)]
+pub(super) struct RangeKnown {
+    /// All replicas are equal up to this stamp; the wall clock (µs since 1970) when that was proven.
+    pub proven: Option<(Stamp, i64)>,
+    /// Why it is not proven now; empty: it is.
+    pub why: String,
+    /// Cells were found to differ at this time and have not been proven equal since.
+    pub diverged: Option<Instant>,
+}
+
+/// What another server said last.
+#[derive(Clone, Debug)]
+pub(super) struct Heard {
+    pub at: Instant,
+    /// It sends no writes below this stamp any more.
+    pub promise: Stamp,
+    /// What holds the promise back; or empty.
+    pub waits: String,
+    pub tables: Vec<TableId>,
+}
+
+/// The stamps that the clock had reached at times past.
+#[derive(Debug, Default)]
+pub(super) struct Samples {
+    taken: VecDeque<(Instant, Stamp)>,
+}
+
+impl Samples {
+    pub fn take(&mut self, now: Instant, reached: Stamp) {
+        if self.taken.len() == SAMPLES_MAX {
+            self.taken.pop_front();
+        }
+        self.taken.push_back((now, reached));
+    }
+
+    /// What the clock had reached at least `lag` ago; 0: that is not known.
+    pub fn before(&mut self, now: Instant, lag: Duration) -> Stamp {
+        let old = self.taken.partition_point(|(at, _)| *at + lag <= now);
+        self.taken.drain(..old.saturating_sub(1));
+        match self.taken.front() {
+            Some((at, reached)) if *at + lag <= now => *reached,
+            _ => Stamp(0),
+        }
+    }
+}
+
+/// Up to where no server sends writes any more, and who or what stands in the way of more.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Promised {
+    /// All promised that much, if `missing` is empty.
+    pub upto: Stamp,
+    /// Who holds it back, if the least promise is held back.
+    pub waits: String,
+    /// Who has not promised anything lately; empty: all have.
+    pub missing: String,
+}
+
+/// The least of the promises of all `nodes` that are not older than `age_max`.
+pub(super) fn promised(
+    nodes: &[NodeId],
+    heard: &BTreeMap<NodeId, Heard>,
+    now: Instant,
+    age_max: Duration,
+) -> Promised {
+    let mut least = Promised { upto: Stamp(i64::MAX), waits: String::new(), missing: String::new() };
+    for node in nodes {
+        match heard.get(node) {
+            Some(heard) if now <= heard.at + age_max => {
+                if Stamp(heard.promise.0.saturating_sub(1)) < least.upto {
+                    least.upto = Stamp(heard.promise.0.saturating_sub(1));
+                    least.waits.clone_from(&heard.waits);
+                }
+            }
+            Some(heard) => {
+                least.missing = format!("server {node} not heard for {} s", (now - heard.at).as_secs());
+            }
+            None => least.missing = format!("server {node} not heard yet"),
+        }
+    }
+    least
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn samples_tell_what_was_reached_a_while_ago() {
+        let start = Instant::now();
+        let lag = Duration::from_secs(1);
+        let at = |ms| start + Duration::from_millis(ms);
+        let mut samples = Samples::default();
+        assert_eq!(samples.before(start, lag), Stamp(0));
+        samples.take(at(0), Stamp(10));
+        samples.take(at(400), Stamp(20));
+        samples.take(at(800), Stamp(30));
+        assert_eq!(samples.before(at(900), lag), Stamp(0));
+        assert_eq!(samples.before(at(1000), lag), Stamp(10));
+        assert_eq!(samples.before(at(1500), lag), Stamp(20));
+        assert_eq!(samples.before(at(9000), lag), Stamp(30));
+    }
+
+    #[test]
+    fn one_that_is_not_heard_stands_against_the_proof() {
+        let now = Instant::now() + Duration::from_secs(100);
+        let heard = |promise, ago| Heard {
+            at: now - Duration::from_secs(ago),
+            promise: Stamp(promise),
+            waits: format!("waits {promise}"),
+            tables: Vec::new(),
+        };
+        let nodes = [NodeId(1), NodeId(2)];
+        let age = Duration::from_secs(3);
+        let mut all = BTreeMap::from([(NodeId(1), heard(50, 1))]);
+        assert_eq!(promised(&nodes, &all, now, age).missing, "server 2 not heard yet");
+        all.insert(NodeId(2), heard(40, 70));
+        assert_eq!(promised(&nodes, &all, now, age).missing, "server 2 not heard for 70 s");
+        all.insert(NodeId(2), heard(40, 2));
+        let least = promised(&nodes, &all, now, age);
+        assert_eq!((least.upto, least.waits.as_str(), least.missing.as_str()), (Stamp(39), "waits 40", ""));
+    }
+}
