@@ -302,12 +302,7 @@ impl Store {
     }
 
     /// The cells from one engine key up to but without another, at most so many, and whether those are all.
-    pub fn run(
-        &self,
-        start: &[u8],
-        end: &[u8],
-        cells_max: usize,
-    ) -> Result<Run, StoreError> {
+    pub fn run(&self, start: &[u8], end: &[u8], cells_max: usize) -> Result<Run, StoreError> {
         self.shared().view.range(start, Some(end), cells_max)
     }
 

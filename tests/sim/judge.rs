@@ -1,5 +1,7 @@
 //! Hands what a run showed to the checkers.
 
+use std::collections::BTreeMap;
+
 use tetrachord::answer::NodeId;
 use tetrachord::cell::{Cell, Content};
 use tetrachord::check::{self, History, Promises, Rule, Settled, Version};
@@ -38,6 +40,21 @@ pub fn judge(plan: &Plan, seen: Seen) -> Option<Finding> {
     let promised = |finding: &&check::Finding| finding.rule != Rule::NotLinearizable || !seen.sent_again;
     let first = judgement.findings.iter().find(promised)?;
     Some(Finding::new(first.rule.name(), first.to_string()))
+}
+
+/// True if the replicas of every key hold the same.
+pub fn all_equal(contents: Vec<(NodeId, Vec<(Vec<u8>, Cell)>)>, ring: &Ring) -> bool {
+    let mut copies: BTreeMap<Vec<u8>, Vec<(NodeId, Cell)>> = BTreeMap::new();
+    for (node, cells) in contents {
+        for (engine_key, cell) in cells {
+            copies.entry(engine_key).or_default().push((node, cell));
+        }
+    }
+    copies.iter().all(|(engine_key, copies)| {
+        let name = key::decode(engine_key).expect("the store checks its keys");
+        copies.len() == ring.replicas(&name.partition).len()
+            && copies.iter().all(|(_, cell)| *cell == copies[0].1)
+    })
 }
 
 fn settled(contents: Vec<(NodeId, Vec<(Vec<u8>, Cell)>)>, ring: &Ring) -> Settled {

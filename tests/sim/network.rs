@@ -22,7 +22,7 @@ use tetrachord::membership::{Event, State, liveness};
 use tetrachord::peer::{Peers, Standpoint, apply_answers, check_welcome, read_answer, read_request};
 use tetrachord::service::Service;
 use tetrachord::slice::Slice;
-use tetrachord::thrift::chord::{PeerApply, PeerPing};
+use tetrachord::thrift::chord::{PeerApply, PeerPing, PeerReconcile, PeerReconciled};
 use tetrachord::thrift::connection::{Answering, Service as _, Session};
 use tetrachord::thrift::method::{Call, Reply};
 use tokio::sync::oneshot;
@@ -81,12 +81,8 @@ struct Place {
 
 impl Net {
     pub fn new(nodes: usize, seed: u64, weather: Weather, trace: Trace) -> Arc<Net> {
-        let place = || Place {
-            service: None,
-            process: 0,
-            ended: Signal::default(),
-            frozen_until: Instant::now(),
-        };
+        let place =
+            || Place { service: None, process: 0, ended: Signal::default(), frozen_until: Instant::now() };
         let random = |a: usize, b: usize| {
             fastrand::Rng::with_seed(seed.wrapping_mul(1_000_003).wrapping_add((a * 64 + b) as u64))
         };
@@ -567,6 +563,20 @@ impl Peers for SimPeers {
         });
     }
 
+    fn reconcile(&self, request: PeerReconcile, to: AnswerTo<Result<PeerReconciled, Failure>>) {
+        let call = Call::Reconcile(Box::new(request));
+        self.call(to.node(), call, self.config.write_timeout(), |clock, outcome| {
+            to.send(match outcome {
+                Ok(Reply::Reconcile(Ok(reconciled))) => {
+                    clock.observe(reconciled.clock);
+                    Ok(*reconciled)
+                }
+                Ok(other) => panic!("{other:?} is no answer to that"),
+                Err(failure) => Err(failure),
+            });
+        });
+    }
+
     fn latency_us(&self, _node: NodeId) -> u64 {
         0
     }
@@ -608,6 +618,10 @@ fn describe(call: &Call) -> String {
         }
         Call::Greet(_) => "hello".to_owned(),
         Call::Ping(_) => "ping".to_owned(),
+        Call::Reconcile(request) => {
+            let (asks, range) = (request.asks.map_or(0, i32::from), request.range.unwrap_or(0));
+            format!("reconcile {asks} of range {range}")
+        }
         other => format!("{other:?}"),
     }
 }

@@ -137,8 +137,8 @@ impl fmt::Display for Plan {
         writeln!(f, "  clocks off by {:?} ms", self.clock_offsets_ms)?;
         writeln!(
             f,
-            "  handoff {}, read repair {}, memtable {} bytes",
-            config.handoff, config.read_repair, config.memtable_bytes_max
+            "  reconciliation {}, hints for {} s, memtable {} bytes",
+            config.reconciliation, config.hint_window_s, config.memtable_bytes_max
         )?;
         for (at_ms, fault) in &self.faults {
             writeln!(f, "  {:>9.3} {fault:?}", *at_ms as f64 / 1000.0)?;
@@ -161,6 +161,7 @@ fn config(r: &mut fastrand::Rng, replication_factor: usize) -> Config {
         read_timeout_ms: *pick(r, &[300, 2_000]),
         hint_window_s: if r.u8(..8) == 0 { 2 } else { defaults.hint_window_s },
         speculative_retry: r.bool(),
+        reconciliation: r.u8(..4) > 0,
         base_cache_bytes: 100_000,
         ..defaults
     }

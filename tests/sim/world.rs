@@ -71,6 +71,9 @@ const WALL_START_US: i64 = 1_767_225_600_000_000;
 /// For phase 2, in simulated time: no bound of the configuration is longer than a few seconds.
 const QUIET_WITHIN: Duration = Duration::from_secs(60);
 
+/// For reconciliation, in simulated time.
+const EQUAL_WITHIN: Duration = Duration::from_secs(30);
+
 /// So long nothing may change before it counts as quiet: a connection that lost its last messages is found out by then.
 const QUIET_FOR: Duration = Duration::from_secs(3);
 
@@ -591,14 +594,13 @@ impl World {
         }
         let session = Arc::new(Session::new(([127, 0, 0, 1], 9).into()));
         let reader = self.plan.clients.len() as u32;
-        for key in self.keys() {
-            let step = Step { think_ms: 0, via: NodeId(0), key, level: Level::All, what: What::Get };
-            match self.step(reader, &session, NodeId(0), &step).await {
-                Some(Told::Found { .. }) => {}
-                other => {
-                    return self.find("a healthy cluster answers", format!("get k{key} at ALL: {other:?}"));
-                }
-            }
+        if self.plan.config.reconciliation {
+            self.until_equal().await;
+        } else {
+            self.read_all(&session, reader).await;
+        }
+        if !self.findings.borrow().is_empty() {
+            return;
         }
         for node in self.ids() {
             let (service, _) = self.service(node).expect("it was started");
@@ -627,6 +629,41 @@ impl World {
                 }
             }
         }
+    }
+
+    /// Without reconciliation, what nobody reads may stay different.
+    async fn read_all(&self, session: &Arc<Session>, reader: u32) {
+        for key in self.keys() {
+            let step = Step { think_ms: 0, via: NodeId(0), key, level: Level::All, what: What::Get };
+            match self.step(reader, session, NodeId(0), &step).await {
+                Some(Told::Found { .. }) => {}
+                other => {
+                    return self.find("a healthy cluster answers", format!("get k{key} at ALL: {other:?}"));
+                }
+            }
+        }
+    }
+
+    /// With it, all replicas become equal by themselves. If they do not, the judges say how they differ.
+    async fn until_equal(&self) {
+        let deadline = Instant::now() + EQUAL_WITHIN;
+        while !judge::all_equal(self.contents(), &self.ring) {
+            if Instant::now() > deadline {
+                return self.find("replicas become equal", self.how_they_differ());
+            }
+            sleep(Duration::from_millis(500)).await;
+        }
+    }
+
+    fn how_they_differ(&self) -> String {
+        let mut lines = Vec::new();
+        for (node, cells) in self.contents() {
+            for (engine_key, cell) in cells {
+                lines.push(format!("{} on {node}: {:?} {:?}", name_of(&engine_key), cell.stamp, cell.kind()));
+            }
+        }
+        lines.sort();
+        lines.join("\n")
     }
 
     /// Until everybody sees everybody up and no hint is left.

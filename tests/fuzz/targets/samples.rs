@@ -38,7 +38,37 @@ pub fn calls() -> Vec<Call> {
         Call::Ping(PeerPing::new(5)),
         Call::Apply(PeerApply::new(1, encoded)),
         Call::Read(PeerRead::new(1, 1, vec![137], vec![], vec![], true, 1)),
+        Call::Reconcile(Box::new(reconcile())),
     ]
+}
+
+fn held() -> Vec<PeerHeld> {
+    vec![PeerHeld::new(vec![0, 1, 137, 0, 0], vec![1, 0, 0, 0, 0, 0, 0, 0, 7])]
+}
+
+fn cut() -> PeerCut {
+    PeerCut::new(1_795_227_328_999_280, 0, 5, 1_795_227_328)
+}
+
+fn reconcile() -> PeerReconcile {
+    let spans = vec![PeerSpan::new(vec![0, 1, 200], 3, vec![7; 16]), PeerSpan::new(vec![], 0, vec![0; 16])];
+    PeerReconcile::new(
+        1,
+        PeerAsks::COMPARE,
+        2,
+        cut(),
+        vec![],
+        vec![0xff],
+        spans,
+        true,
+        vec![vec![0, 1, 137, 0, 0]],
+        held(),
+        9,
+        String::new(),
+        PeerMemory::new(1, 2),
+        PeerMemory::new(3, 4),
+        true,
+    )
 }
 
 pub fn replies() -> Vec<Reply> {
@@ -75,6 +105,26 @@ pub fn replies() -> Vec<Reply> {
         vec![9; 16],
     );
     let system = || SystemException::new("no".to_owned());
+    let ranges = vec![RangeState::new(1, 5, 6, String::new(), 7, 0, 1, 30, about(), 4, String::new())];
+    let versions = vec![PeerVersion::new(vec![0, 1, 137, 0, 0], 7, vec![9; 16])];
+    let reconciled = PeerReconciled::new(
+        String::new(),
+        5,
+        100,
+        4,
+        String::new(),
+        9,
+        vec![1],
+        cut(),
+        vec![0, 1, 2],
+        versions,
+        vec![0xff],
+        held(),
+        1,
+        PeerMemory::new(1, 2),
+        PeerMemory::new(3, 4),
+        true,
+    );
     vec![
         Reply::ClientGet(Ok(ServerResponse::new("SUCCESS".to_owned(), kv()))),
         Reply::ClientPut(Err(system())),
@@ -92,7 +142,16 @@ pub fn replies() -> Vec<Reply> {
         Reply::Get(Err(Refusal::Overloaded(Overloaded::new("later".to_owned())))),
         Reply::Remove(Err(Refusal::InvalidRequest(InvalidRequest::new("no key".to_owned())))),
         Reply::Batch(Ok(BatchResult::new(outcomes))),
-        Reply::Describe(Ok(Description::new(about(), 2, 3, 1, members, about(), "power-loss".to_owned()))),
+        Reply::Describe(Ok(Description::new(
+            about(),
+            2,
+            3,
+            1,
+            members,
+            about(),
+            "power-loss".to_owned(),
+            ranges,
+        ))),
         Reply::GetStats(Ok(Stats::new(std::collections::BTreeMap::from(stats)))),
         Reply::InspectDigest(Ok(DigestResult::new(2, vec![7; 16], vec![1], true, 1))),
         Reply::InspectPage(Ok(PageResult::new(vec![row], vec![1], false))),
@@ -100,5 +159,6 @@ pub fn replies() -> Vec<Reply> {
         Reply::Ping(Ok(PeerPong::new(5, String::new()))),
         Reply::Apply(Ok(PeerApplied::new(vec![0, -1, 9], "no".to_owned(), 5))),
         Reply::Read(Ok(PeerCells::new(vec![PeerCell::new(vec![], vec![1; 9])], String::new(), 5, true))),
+        Reply::Reconcile(Ok(Box::new(reconciled))),
     ]
 }

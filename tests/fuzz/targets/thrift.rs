@@ -60,7 +60,8 @@ macro_rules! every {
     };
 }
 every!(ClientGet ClientPut ServerGet ServerPut ServerDelete ResendHints Hello GetServerId GetInfo Put Get Remove Batch
-       Describe GetStats InspectDigest InspectPage Greet Ping Apply Read);
+       Describe GetStats InspectDigest InspectPage Greet Ping Apply Read
+       Reconcile);
 
 /// The first byte says how the stream is cut; the rest is what one connection brings.
 fn calls(data: &[u8]) {
