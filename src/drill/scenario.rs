@@ -293,8 +293,8 @@ pub static EVERY: [Scenario; 9] = [
     },
     Scenario {
         name: "stale-replica",
-        title: "a server misses a write and answers with what it has (handoff is off)",
-        settings: "handoff = false\n",
+        title: "a server misses a write and answers with what it has (handoff and reconciliation are off)",
+        settings: "handoff = false\nreconciliation = false\n",
         keys: None,
         plan: |ms| vec![strike(ms, 25, 60, Fault::Kill(vec![3]))],
         script: Script::StaleReplica,
@@ -315,8 +315,8 @@ pub static EVERY: [Scenario; 9] = [
     },
     Scenario {
         name: "handoff-off",
-        title: "without hints a returned server stays behind until somebody reads",
-        settings: "handoff = false\n",
+        title: "without hints and reconciliation a returned server stays behind until somebody reads",
+        settings: "handoff = false\nreconciliation = false\n",
         keys: Some(1_000),
         plan: |ms| vec![strike(ms, 25, 90, Fault::Kill(vec![3]))],
         script: Script::HandoffOff,

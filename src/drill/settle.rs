@@ -1,9 +1,9 @@
 //! After the faults: waits for quiet, and compares what the replicas hold.
 //!
-//!   everybody sees everybody ─► hints delivered ─► equal? ─► if not, each key is read at ALL, which mends it ─► equal?
+//!   everybody sees everybody ─► hints delivered ─► equal? ─► if not soon, each key is read at ALL, which mends it ─► equal?
 //!
-//! Hints and writes under way make replicas equal by themselves; what a coordinator took with it when it died is mended
-//! by the next read of the key, and what it took to get there is said.
+//! Hints, writes under way and reconciliation make replicas equal by themselves; where that is switched off or does not
+//! come about, a read of the key does, and what it took to get there is said.
 //!
 //! Not here: whether what they agree on is right (`judge`).
 
@@ -23,8 +23,9 @@ use crate::client::{Client, ClientError, text};
 use crate::thrift::chord::{CellRow, GetRequest, Level, PageRequest};
 use crate::thrift::method::InspectPage;
 
-/// How long replicas may take to become equal without reads, once there are no hints left.
-const BY_THEMSELVES_MAX: Duration = Duration::from_secs(3);
+/// How long replicas may take to become equal without reads, once there are no hints left: reconciliation looks at each
+/// range every second or so.
+const BY_THEMSELVES_MAX: Duration = Duration::from_secs(10);
 
 /// How long hints, and reads, may take. Only decides between slow and never.
 const QUIET_MAX: Duration = Duration::from_secs(60);
@@ -108,8 +109,8 @@ pub async fn agree(
             }
             differed = Some(differing.len());
             stage.event(&format!(
-                "{} on different versions, for which nobody kept a hint (their coordinator died, or was cut off, with \
-                 a write under way): each key is read once, which mends it",
+                "{} on different versions, which neither hints nor reconciliation mended: each key is read once, which \
+                 mends it",
                 text::plural(differing.len() as u64, "key has replicas", "keys have replicas")
             ));
             read_each(&stage.client, keys).await;
