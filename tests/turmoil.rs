@@ -325,7 +325,7 @@ async fn write(client: &Client, seen: &RefCell<Seen>, key: String) {
             seen.acknowledged += 1;
         }
         Err(ClientError::Unreachable { .. } | ClientError::Declined(_)) => {
-            drop(versions.refused.insert(number))
+            versions.refused.insert(number);
         }
         Err(ClientError::Refused(Refusal::Timeout(_)) | ClientError::Unknown { .. }) => {}
         Err(ClientError::Refused(_)) => {
