@@ -167,6 +167,7 @@ other_languages() {
 
 # Last of the tests: until the programs are linked again, those under target/debug have sockets that reach nobody.
 simulated_network() {
+  cargo clippy --locked --features turmoil --test turmoil -- -D warnings
   cargo test --locked --features turmoil --test turmoil -- --nocapture 2>&1 | tee "$scratch/turmoil.log"
   passed=$((passed + $(sed -n 's/^test result: ok\. \([0-9]*\) passed.*/\1/p' "$scratch/turmoil.log")))
   cargo build --locked --bins
