@@ -4,7 +4,7 @@
 //!   a committed cell ─► its leaf's sum is forgotten
 //!
 //! The engine's key order is cut into leaves. Cuts between ring ranges and tables are fixed; within a range a leaf ends
-//! behind each key whose hash has [`BOUNDARY_BITS`] zero bits, so replicas with equal keys cut alike without talking
+//! behind each key whose hash has `BOUNDARY_BITS` zero bits, so replicas with equal keys cut alike without talking
 //! about it, and a key written in one place moves no cut elsewhere.
 //!
 //! What must always be true: a sum that is there is what a scan would say now, but for cells that were committed a

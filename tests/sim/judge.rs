@@ -14,11 +14,14 @@ use super::world::Finding;
 /// States that a search for an order may visit, for each key: runs are short.
 const STATES_MAX: usize = 300_000;
 
+/// What each server holds: engine keys and cells.
+pub type Contents = Vec<(NodeId, Vec<(Vec<u8>, Cell)>)>;
+
 /// What a run showed.
 pub struct Seen<'a> {
     pub history: &'a History,
     /// What each server holds in the end.
-    pub contents: Vec<(NodeId, Vec<(Vec<u8>, Cell)>)>,
+    pub contents: Contents,
     pub ring: &'a Ring,
     /// A write was sent again with a newer stamp. Such a write may take effect twice while it is under way, so that no
     /// order of the operations is promised (docs/correctness.md has an example).
@@ -43,7 +46,7 @@ pub fn judge(plan: &Plan, seen: Seen) -> Option<Finding> {
 }
 
 /// True if the replicas of every key hold the same.
-pub fn all_equal(contents: Vec<(NodeId, Vec<(Vec<u8>, Cell)>)>, ring: &Ring) -> bool {
+pub fn all_equal(contents: Contents, ring: &Ring) -> bool {
     let mut copies: BTreeMap<Vec<u8>, Vec<(NodeId, Cell)>> = BTreeMap::new();
     for (node, cells) in contents {
         for (engine_key, cell) in cells {
@@ -57,7 +60,7 @@ pub fn all_equal(contents: Vec<(NodeId, Vec<(Vec<u8>, Cell)>)>, ring: &Ring) -> 
     })
 }
 
-fn settled(contents: Vec<(NodeId, Vec<(Vec<u8>, Cell)>)>, ring: &Ring) -> Settled {
+fn settled(contents: Contents, ring: &Ring) -> Settled {
     let mut settled = Settled { ring: Some(ring.clone()), ..Settled::default() };
     for (node, cells) in contents {
         for (engine_key, cell) in cells {
@@ -66,7 +69,7 @@ fn settled(contents: Vec<(NodeId, Vec<(Vec<u8>, Cell)>)>, ring: &Ring) -> Settle
                 Content::Value(value) | Content::Expiring { value, .. } => Some(value),
                 Content::Tombstone => None,
             };
-            settled.note(name.partition.into(), node, Some(Version { stamp: cell.stamp, value }));
+            settled.note(name.partition, node, Some(Version { stamp: cell.stamp, value }));
         }
     }
     settled

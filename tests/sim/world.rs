@@ -706,7 +706,7 @@ impl World {
     }
 
     /// What each server holds.
-    fn contents(&self) -> Vec<(NodeId, Vec<(Vec<u8>, Cell)>)> {
+    fn contents(&self) -> judge::Contents {
         let cells = |node| {
             let store = self.store(node).expect("it was started");
             (node, all_cells(&store).expect("its disk is well"))
