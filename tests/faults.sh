@@ -28,7 +28,7 @@ for fault in "$@"; do
   [ ! -d benches ] || cp -r benches "$tree/"
   git apply --directory=target/faults/tree "tests/faults/$name.patch" || { echo "$name: does not apply" >&2; exit 2; }
   caught=no
-  CARGO_TARGET_DIR=target/faults/target cargo test --quiet --locked --manifest-path "$tree/Cargo.toml" --profile sim \
+  CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-target} cargo test --quiet --locked --manifest-path "$tree/Cargo.toml" \
     --test sim -- --seeds "$seeds" --whole --no-repeat >"$tree/out" 2>"$tree/err" || caught=yes
   found=$(sed -n 's/^FAILED seed \([0-9]*\): \(.*\)/seed \1: \2/p' "$tree/out" | head -1)
   if [ "$caught" = yes ] && [ -n "$found" ]; then

@@ -40,7 +40,8 @@ pub fn judge(plan: &Plan, seen: Seen) -> Option<Finding> {
         Ok(judgement) => judgement,
         Err(malformed) => return Some(Finding::new("the history can be judged", malformed.to_string())),
     };
-    let promised = |finding: &&check::Finding| finding.rule != Rule::NotLinearizable || !seen.sent_again;
+    let promised =
+        |finding: &&check::Finding| finding.rule != Rule::NotLinearizable || !seen.sent_again || plan.strict;
     let first = judgement.findings.iter().find(promised)?;
     Some(Finding::new(first.rule.name(), first.to_string()))
 }

@@ -24,6 +24,8 @@ pub struct Plan {
     pub clock_offsets_ms: Vec<i64>,
     pub faults: Vec<(u64, Fault)>,
     pub clients: Vec<Vec<Step>>,
+    /// An order of all operations on a key is asked for even where none is promised.
+    pub strict: bool,
 }
 
 /// Something goes wrong, for a while.
@@ -115,6 +117,7 @@ impl Plan {
             clock_offsets_ms: clock_offsets(r, nodes),
             faults,
             clients: clients(r, nodes),
+            strict: false,
         }
     }
 
