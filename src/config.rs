@@ -230,6 +230,13 @@ settings! {
         reconcile_round_ms: u64 = 1_000, 10 to 3_600_000;
         /// Milliseconds for which new cells are left out: most are on their way to every replica anyway.
         reconcile_lag_ms: u64 = 1_000, 0 to 3_600_000;
+        /// Drop deletions and expired values once every replica is proven to have them or something newer.
+        collection: bool = true;
+        /// Milliseconds for which dead cells stay at least. Not what makes dropping them safe: it leaves clients that send
+        /// stamps of their own clocks that much room, for a stamp older than a collected deletion is refused.
+        collection_lag_ms: u64 = 10_000, 0 to 1_000_000_000_000;
+        /// Milliseconds between two collections of a range: each flushes the memtable.
+        collection_pause_ms: u64 = 30_000, 0 to 1_000_000_000_000;
         /// Cells looked at in one step, between which requests of clients get their turn: about half a millisecond.
         reconcile_step_cells: usize = 512, 1 to 100_000;
         /// Cells of one list of versions.

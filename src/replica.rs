@@ -9,10 +9,11 @@ use std::sync::{Arc, OnceLock};
 use bytes::Bytes;
 
 use crate::answer::{AnswerTo, ApplyAnswer, Failure, NodeId, ReadAnswer};
-use crate::mutation::Mutation;
+use crate::mutation::{Kind, Mutation};
 use crate::peer::Peers;
+use crate::reconcile::Standing;
 use crate::slice::Slice;
-use crate::store::Store;
+use crate::store::{Origin, Store};
 
 /// Every replica there is.
 #[derive(Clone)]
@@ -20,18 +21,25 @@ pub struct Replicas {
     me: NodeId,
     store: Store,
     peers: Arc<dyn Peers>,
+    standing: Arc<Standing>,
 }
 
 /// A mutation on its way to several replicas: encoded at most once, for all of them.
 pub struct Outgoing {
     mutation: Arc<Mutation>,
+    kind: Kind,
     encoded: OnceLock<Bytes>,
 }
 
 impl Outgoing {
     /// Not encoded until a replica elsewhere needs it.
     pub fn new(mutation: Mutation) -> Outgoing {
-        Outgoing { mutation: Arc::new(mutation), encoded: OnceLock::new() }
+        Outgoing { mutation: Arc::new(mutation), kind: Kind::Write, encoded: OnceLock::new() }
+    }
+
+    /// What other replicas hold, for one that lacks it.
+    pub fn repair(mutation: Mutation) -> Outgoing {
+        Outgoing { kind: Kind::Repair, ..Outgoing::new(mutation) }
     }
 
     /// The mutation itself.
@@ -40,20 +48,20 @@ impl Outgoing {
     }
 
     fn encoded(&self) -> &Bytes {
-        self.encoded.get_or_init(|| self.mutation.encode())
+        self.encoded.get_or_init(|| self.mutation.encode_as(self.kind))
     }
 }
 
 impl Replicas {
-    /// This server `me` with its store, and the links to the others.
-    pub fn new(me: NodeId, store: Store, peers: Arc<dyn Peers>) -> Replicas {
-        Replicas { me, store, peers }
+    /// This server `me` with its store, and the links to the others. `standing`: which reads of its own count.
+    pub fn new(me: NodeId, store: Store, peers: Arc<dyn Peers>, standing: Arc<Standing>) -> Replicas {
+        Replicas { me, store, peers, standing }
     }
 
     /// Applies the mutation on the replica that `to` names.
     pub fn apply(&self, outgoing: &Outgoing, to: AnswerTo<ApplyAnswer>) {
         if to.node() == self.me {
-            self.store.apply(outgoing.mutation.clone(), to);
+            self.store.apply_from(Origin::of(outgoing.kind), outgoing.mutation.clone(), to);
         } else {
             self.peers.apply(outgoing.encoded(), to);
         }
@@ -70,6 +78,13 @@ impl Replicas {
 
     /// Reads the slice from this server's own store.
     pub fn read_here(&self, slice: &Slice) -> ReadAnswer {
+        if !self.standing.may_answer(&slice.partition) {
+            let why = format!(
+                "server {} is getting back what its directory lost, and answers no reads yet",
+                self.me
+            );
+            return ReadAnswer::Failed(Failure::Refused(why.into()));
+        }
         match self.store.read(slice) {
             Ok(read) => ReadAnswer::Cells { cells: read.cells, complete: read.complete },
             Err(error) => ReadAnswer::Failed(Failure::Refused(error.to_string().into())),

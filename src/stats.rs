@@ -154,6 +154,12 @@ stats! {
         reconcile_bytes_received
         /// Mutations stored by this server because reconciliation brought them.
         reconcile_cells_taken
+        /// Times dead cells of a range were collected, counted by the replica that led.
+        reconcile_collections
+        /// Mutations of which cells were left out because they, or what replaced them, had been collected.
+        mutations_covered
+        /// Dead cells dropped from data.db.
+        cells_collected
         /// Mutations stored by this server as a replica.
         mutations_applied
         /// Of those, how many found a newer version here.

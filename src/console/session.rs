@@ -12,7 +12,7 @@ use crate::answer::NodeId;
 use crate::client::text::{self, Key};
 use crate::client::{Attempt, Client, ClientError, RingView};
 use crate::thrift::chord::{
-    Description, GetRequest, GetResult, Member, PutRequest, RemoveRequest, WriteResult,
+    Description, GetRequest, GetResult, Member, PutRequest, RangeState, RemoveRequest, WriteResult,
 };
 use crate::thrift::method::Refusal;
 
@@ -374,7 +374,48 @@ fn status(description: &Description) -> String {
         shown += line.trim_end();
         shown.push('\n');
     }
+    for range in description.ranges.as_deref().unwrap_or_default() {
+        shown += &range_line(range);
+    }
     shown
+}
+
+/// How equal the replicas of a range are, what is dead there, what is missing here.
+fn range_line(range: &RangeState) -> String {
+    let owner = range.owner.unwrap_or(-1);
+    let upto = range.proven_upto.unwrap_or(0);
+    let proven = format!("equal up to {}", text::stamp_utc(upto));
+    let mut line = match (range.not_now.as_deref().unwrap_or_default(), upto) {
+        ("", _) => {
+            let at = text::second_utc(range.proven_at.unwrap_or(0).div_euclid(1_000_000));
+            format!("range of server {owner}: proven {proven}, at {at}")
+        }
+        (why, 0) => format!("range of server {owner}: not proven equal: {why}"),
+        (why, _) => format!("range of server {owner}: not proven equal now: {why}; it was {proven}"),
+    };
+    if let Some(pending @ 1..) = range.leaves_pending {
+        line += &format!("; {} to be summed up", text::plural(pending as u64, "leaf", "leaves"));
+    }
+    if let Some(dead @ 1..) = range.dead_cells {
+        let dead = text::plural(dead as u64, "deleted or expiring cell", "deleted or expiring cells");
+        line += &format!("; {dead} of {} bytes kept", range.dead_bytes.unwrap_or(0));
+        match range.uncollected.as_deref().unwrap_or_default() {
+            "" => {}
+            why => line += &format!(", because {why}"),
+        }
+    }
+    match range.refilling.as_deref().unwrap_or_default() {
+        "" => {}
+        refilling => line += &format!("; refilling: {refilling}"),
+    }
+    line + "\n"
+}
+
+fn range_json(range: &RangeState) -> Value {
+    json!({"owner": range.owner, "provenUpto": range.proven_upto, "provenAt": range.proven_at,
+        "notNow": range.not_now, "cells": range.cells, "leavesPending": range.leaves_pending,
+        "deadCells": range.dead_cells, "deadBytes": range.dead_bytes, "uncollected": range.uncollected,
+        "collectedUpto": range.collected_upto, "refilling": range.refilling})
 }
 
 /// Members that are not up stand out.
@@ -426,7 +467,8 @@ fn status_json(description: &Description) -> Value {
     json!({"command": "status", "cluster": description.cluster, "server": description.id,
         "replicationFactor": description.replication_factor, "epoch": description.epoch,
         "version": description.version, "durability": description.durability,
-        "members": members.iter().map(member_json).collect::<Vec<_>>()})
+        "members": members.iter().map(member_json).collect::<Vec<_>>(),
+        "ranges": description.ranges.iter().flatten().map(range_json).collect::<Vec<_>>()})
 }
 
 /// The replicas of a key among the members, its owner first.

@@ -626,7 +626,7 @@ impl Coordinator {
             trace.note(|| format!("server {node} is behind: repair"));
             self.stats.read_repairs.count();
             let mutation = Mutation { table: slice.table, partition: slice.partition.clone(), cells };
-            self.replicas.apply(&Outgoing::new(mutation), answers.expect(node));
+            self.replicas.apply(&Outgoing::repair(mutation), answers.expect(node));
         }
         loop {
             match tokio::time::timeout_at(deadline, answers.next()).await {

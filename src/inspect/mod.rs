@@ -38,7 +38,7 @@ mod walk;
 
 pub use offline::{Files, OfflineError, OfflineReport, Pages, offline};
 pub use one_key::KeyReport;
-pub use report::{Difference, Entry, Hints, Report, Server, Stray, Version};
+pub use report::{Difference, Entry, Hints, Range, Report, Server, Stray, Version};
 pub use stats_table::StatsReport;
 
 /// Show what every server of a Tetrachord cluster holds, and what disagrees.
@@ -269,8 +269,31 @@ pub async fn inspect(client: &Client, progress: &AtomicU64) -> Report {
         differing: findings.differing,
         strays: findings.strays,
         uncompared: findings.uncompared.into_iter().collect(),
+        ranges: ranges(&roll.described),
         other_rings: roll.described.iter().filter(other_ring).map(|(node, _)| *node).collect(),
     }
+}
+
+/// What the replicas of each range say of it: proven only as far as the one that was told least knows.
+fn ranges(described: &BTreeMap<NodeId, Description>) -> Vec<Range> {
+    let mut found: BTreeMap<i32, Range> = BTreeMap::new();
+    for state in described.values().flat_map(|description| description.ranges.iter().flatten()) {
+        let Some(owner) = state.owner.and_then(|id| u32::try_from(id).ok()).map(NodeId) else { continue };
+        let told = Range {
+            owner,
+            proven_upto: state.proven_upto.unwrap_or(0),
+            proven_at: state.proven_at.unwrap_or(0),
+            why: state.not_now.clone().unwrap_or_default(),
+        };
+        let range = found.entry(owner.0 as i32).or_insert_with(|| told.clone());
+        if told.proven_upto < range.proven_upto {
+            (range.proven_upto, range.proven_at) = (told.proven_upto, told.proven_at);
+        }
+        if range.why.is_empty() {
+            range.why = told.why;
+        }
+    }
+    found.into_values().collect()
 }
 
 /// The hints that each server says it keeps, and for whom none are kept any more.

@@ -34,6 +34,21 @@ pub struct Report {
     pub uncompared: Vec<(NodeId, usize)>,
     /// Servers that see another ring than the first one asked.
     pub other_rings: Vec<NodeId>,
+    /// What the servers say of the ranges, in ring order.
+    pub ranges: Vec<Range>,
+}
+
+/// A range, as its replicas see it.
+#[derive(Clone, Debug)]
+pub struct Range {
+    /// Its first replica.
+    pub owner: NodeId,
+    /// All replicas hold the same up to this stamp; 0: not proven yet.
+    pub proven_upto: i64,
+    /// When that was proven (µs since 1970).
+    pub proven_at: i64,
+    /// Why it is not proven now; empty: it is.
+    pub why: String,
 }
 
 /// One server.
@@ -239,6 +254,24 @@ impl Report {
         }
     }
 
+    fn ranges_text(&self) -> String {
+        let Some(least) = self.ranges.iter().map(|range| range.proven_upto).min() else {
+            return String::new();
+        };
+        if self.ranges.iter().all(|range| range.why.is_empty()) {
+            return format!("proven equal: every range, up to {}\n", text::stamp_utc(least));
+        }
+        let mut out = String::new();
+        for range in self.ranges.iter().filter(|range| !range.why.is_empty()) {
+            let before = match range.proven_upto {
+                0 => String::new(),
+                upto => format!(" (it was, up to {})", text::stamp_utc(upto)),
+            };
+            out += &format!("range of server {}: not proven equal now: {}{before}\n", range.owner, range.why);
+        }
+        out
+    }
+
     /// As a person reads it.
     pub fn text(&self) -> String {
         let mut out = String::new();
@@ -249,6 +282,7 @@ impl Report {
             out.push('\n');
         }
         out += &self.hints_text();
+        out += &self.ranges_text();
         for node in &self.other_rings {
             out += &format!("ring: server {node} sees another ring than the others\n");
         }
@@ -336,6 +370,10 @@ impl Report {
             let belongs_on: Vec<u32> = stray.belongs_on.iter().map(|node| node.0).collect();
             json!({"server": stray.node.0, "cells": stray.cells, "belongsOn": belongs_on, "example": stray.example})
         };
+        let range = |range: &Range| {
+            json!({"owner": range.owner.0, "provenUpto": range.proven_upto, "provenAt": range.proven_at,
+                "notNow": range.why})
+        };
         let uncompared =
             |(owner, reachable): &(NodeId, usize)| json!({"owner": owner.0, "reachable": reachable});
         json!({
@@ -347,6 +385,7 @@ impl Report {
             "differences": self.differences.iter().map(difference).collect::<Vec<_>>(),
             "strays": self.strays.iter().map(stray).collect::<Vec<_>>(),
             "uncompared": self.uncompared.iter().map(uncompared).collect::<Vec<_>>(),
+            "ranges": self.ranges.iter().map(range).collect::<Vec<_>>(),
             "otherRings": self.other_rings.iter().map(|node| node.0).collect::<Vec<_>>(),
             "exit": self.exit_code(),
         })

@@ -23,7 +23,7 @@ use crate::handoff::Handoff;
 use crate::membership::Members;
 use crate::nodes::Nodes;
 use crate::peer::{Identity, Peers, Standpoint};
-use crate::reconcile::{self, Outstanding, Reconciler};
+use crate::reconcile::{self, Outstanding, Reconciler, Standing};
 use crate::replica::Replicas;
 use crate::ring::Ring;
 use crate::service::Service;
@@ -94,7 +94,8 @@ impl Core {
             cut: cut.clone(),
         });
         let peers: Arc<dyn Peers> = way.clone();
-        let replicas = Replicas::new(id, store.clone(), peers.clone());
+        let standing = Arc::new(Standing::new(ring.clone()));
+        let replicas = Replicas::new(id, store.clone(), peers.clone(), standing.clone());
         let handoff = Arc::new(Handoff::new(
             id,
             nodes.ids().filter(|node| *node != id).collect(),
@@ -117,6 +118,8 @@ impl Core {
             clock: clock.clone(),
             stats: stats.clone(),
             outstanding: outstanding.clone(),
+            standing,
+            generation,
         })?;
         let coordinator = Arc::new(Coordinator::new(
             id,

@@ -46,7 +46,7 @@ pub enum IdentityError {
     /// It holds data but does not say whose.
     #[error(
         "{dir} holds data but no readable {FILE} ({why}); restore that file from a copy, or move the directory away \
-         and start with an empty one: the other replicas have what they acknowledged, reads at ALL bring it back, and \
+         and start with an empty one: the other replicas have what they acknowledged and give it back, and \
          the hints it kept for others are lost",
         dir = dir.display()
     )]

@@ -132,6 +132,8 @@ impl Node {
         let serving = tokio::spawn(crate::server::serve(listener, service, limits, stats, stopping));
         // Then a cluster whose last server is ready is one where all see each other.
         links.first_attempts(config.connect_timeout()).await;
+        // And it knows whether its directory is what it was.
+        core.service.reconciler.introduced(config.connect_timeout()).await;
         core.look_round.send_replace(true);
         directory.ready().map_err(|source| DirectoryError::Unusable { path: data.clone(), source })?;
         log::info!(

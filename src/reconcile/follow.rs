@@ -52,6 +52,7 @@ impl Reconciler {
             Some(PeerAsks::VERSIONS) => self.answer_versions(self.range_of(&request)?, &request),
             Some(PeerAsks::FETCH) => self.answer_fetch(self.range_of(&request)?, request),
             Some(PeerAsks::GIVE) => self.answer_give(self.range_of(&request)?, request).await,
+            Some(PeerAsks::CLOSE) => self.answer_close(self.range_of(&request)?, &request).await,
             Some(PeerAsks::OUTCOME) => self.answer_outcome(self.range_of(&request)?, &request).await,
             _ => Err(format!("it does not know what {:?} asks for", request.asks)),
         }
@@ -77,6 +78,9 @@ impl Reconciler {
         if spans.len() > SPANS_MAX {
             return Err(format!("{} spans are more than {SPANS_MAX}", spans.len()));
         }
+        if let (true, [span]) = (quick, &spans[..]) {
+            self.note_there(&start, span.cells.and_then(|cells| u64::try_from(cells).ok()).unwrap_or(0));
+        }
         let (mut verdicts, mut scanned) = (Vec::with_capacity(spans.len()), 0);
         for span in spans {
             let end = span.before.unwrap_or_default();
@@ -98,6 +102,7 @@ impl Reconciler {
         let worked = if scanned == 0 { std::time::Duration::ZERO } else { began.elapsed() };
         Ok(PeerReconciled {
             verdicts: Some(verdicts),
+            cut: Some(wire::of_horizon(self.horizon(index))),
             pause: Some(self.pace.pause_us(worked, Work::Look)),
             ..nothing()
         })

@@ -8,6 +8,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use tokio::time::Instant;
 
@@ -20,7 +21,7 @@ use crate::answer::{Failure, NodeId, ask_one};
 use crate::cell::{Cell, Content, Stamp};
 use crate::store::leaves::{Counted, Cut, Horizon, Scan};
 use crate::store::{StoreError, cell_hash};
-use crate::thrift::chord::{PeerAsks, PeerReconcile, PeerReconciled, PeerSpan};
+use crate::thrift::chord::{PeerAsks, PeerCut, PeerReconcile, PeerReconciled, PeerSpan};
 
 /// Spans of one request: groups of leaves, or leaves.
 pub(super) const SPANS_MAX: usize = 64;
@@ -64,6 +65,8 @@ struct Pass<'a> {
     collected: Stamp,
     moved: u64,
     unsettled: bool,
+    /// A replica has collected further than the cut says.
+    outdated: AtomicBool,
 }
 
 /// A leaf, or several, as counted here.
@@ -90,12 +93,25 @@ impl Reconciler {
         cut: Cut,
     ) -> Result<Compared, Stopped> {
         let collected = self.horizon(index).stamp;
-        let mut pass = Pass { me: self, index, followers, cut, collected, moved: 0, unsettled: false };
+        let mut pass = Pass {
+            me: self,
+            index,
+            followers,
+            cut,
+            collected,
+            moved: 0,
+            unsettled: false,
+            outdated: AtomicBool::new(false),
+        };
         let tables = self.tables_of(followers);
         for stretch in stretches(&self.ring, index, &tables) {
             pass.stretch(&stretch).await?;
         }
-        let why = if pass.unsettled { "cells are on their way".to_owned() } else { String::new() };
+        let why = match (pass.unsettled, pass.outdated.into_inner()) {
+            (_, true) => "a replica has collected further than this server knew".to_owned(),
+            (true, false) => "cells are on their way".to_owned(),
+            (false, false) => String::new(),
+        };
         Ok(Compared { moved: pass.moved, why })
     }
 
@@ -306,6 +322,7 @@ impl Pass<'_> {
                 ..PeerReconcile::default()
             };
             let answer = self.me.ask(node, request).await?;
+            self.note_horizon(answer.cut.as_ref());
             let said = answer.verdicts.unwrap_or_default();
             if said.len() != spans.len() - from {
                 return Err(self.odd(node, "a verdict for another number of spans"));
@@ -386,6 +403,7 @@ impl Pass<'_> {
             cells.retain(|(_, cell)| !self.cut.horizon.covers(cell));
             let mine: Vec<Version> = cells.iter().map(|(key, cell)| version(key, cell)).collect();
             let their_horizon = answer.cut.as_ref().map_or(Horizon::NONE, wire::horizon);
+            self.note_horizon(answer.cut.as_ref());
             let plan = decide::plan(&mine, &theirs, &self.cut, self.collected, their_horizon.stamp);
             self.me.pace.rest(began, Work::Mend).await;
             moved += self.carry_out(node, &cells, &theirs, &plan, their_horizon).await?;
@@ -457,7 +475,7 @@ impl Pass<'_> {
             let request = PeerReconcile {
                 asks: Some(PeerAsks::GIVE),
                 range: Some(self.index as i32),
-                cut: Some(wire::cut(&self.cut)),
+                cut: Some(wire::of_horizon(self.me.horizon(self.index))),
                 cells: Some(now.iter().map(|(key, cell)| wire::held(key, cell)).collect()),
                 ..PeerReconcile::default()
             };
@@ -468,6 +486,15 @@ impl Pass<'_> {
             self.me.pace.rest(began, Work::Mend).await;
         }
         Ok(())
+    }
+
+    /// A replica that has collected further than was known: what was counted may include what is gone there.
+    fn note_horizon(&self, told: Option<&PeerCut>) {
+        let theirs = told.map_or(Horizon::NONE, wire::horizon);
+        if self.cut.horizon.or(theirs) != self.cut.horizon {
+            self.me.note_told(self.index, theirs);
+            self.outdated.store(true, Ordering::Relaxed);
+        }
     }
 
     fn odd(&self, node: NodeId, what: &str) -> Stopped {

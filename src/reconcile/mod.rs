@@ -28,6 +28,7 @@ mod follow;
 mod lead;
 mod outstanding;
 mod pace;
+mod standing;
 mod state;
 mod stretch;
 mod wire;
@@ -39,7 +40,7 @@ use std::time::Duration;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
-use crate::answer::{Answers, ApplyAnswer, Failure, NodeId};
+use crate::answer::{Answers, ApplyAnswer, Failure, NodeId, ask_one};
 use crate::cell::{Cell, Stamp};
 use crate::clock::Clock;
 use crate::config::Config;
@@ -49,13 +50,15 @@ use crate::mutation::Mutation;
 use crate::peer::Peers;
 use crate::ring::Ring;
 use crate::stats::Stats;
-use crate::store::leaves::{Cut, Horizon};
-use crate::store::{Store, StoreError};
-use crate::thrift::chord::{PeerAsks, PeerReconcile, PeerReconciled};
+use crate::store::leaves::{Cut, Horizon, Sum};
+use crate::store::{Origin, Store, StoreError};
+use crate::thrift::chord::{PeerAsks, PeerMemory, PeerReconcile, PeerReconciled};
 
 use lead::Compared;
 pub use outstanding::{Outstanding, Unsettled};
 use pace::Pace;
+use standing::Claim;
+pub use standing::Standing;
 use state::{Heard, Promised, RangeKnown, Samples};
 use stretch::stretches;
 
@@ -65,6 +68,16 @@ const OVERLOADED_ATTEMPTS: usize = 20;
 
 /// Rounds for which a promise holds against *not heard*.
 const PROMISE_ROUNDS: u32 = 5;
+
+/// How often it is looked whether a server has come up that has not been heard.
+const NEWCOMER_LOOK: Duration = Duration::from_millis(50);
+const INTRODUCED_LOOK: Duration = Duration::from_millis(5);
+
+/// How often a refill says how far it is.
+const REFILL_SAID: Duration = Duration::from_secs(5);
+
+/// How often it is written down what the others have logged: a copy of files older than this is recognised.
+const MEMORY_KEPT: Duration = Duration::from_secs(5);
 
 /// What the reconciler stands on.
 pub struct Parts {
@@ -88,6 +101,10 @@ pub struct Parts {
     pub stats: Arc<Stats>,
     /// The writes that this server coordinates.
     pub outstanding: Arc<Outstanding>,
+    /// The ranges whose reads this server may answer.
+    pub standing: Arc<Standing>,
+    /// Of this start; it rises with every one.
+    pub generation: i64,
 }
 
 /// Compares this server with the other replicas of its ranges, and answers their comparisons.
@@ -102,6 +119,7 @@ pub struct Reconciler {
     clock: Arc<Clock>,
     stats: Arc<Stats>,
     outstanding: Arc<Outstanding>,
+    standing: Arc<Standing>,
     pace: Pace,
     known: Mutex<Known>,
 }
@@ -113,6 +131,28 @@ struct Known {
     ranges: Vec<RangeKnown>,
     heard: BTreeMap<NodeId, Heard>,
     samples: Samples,
+    /// Of this server's own files.
+    incarnation: i64,
+    /// They are known to lack nothing.
+    whole: bool,
+    /// What is remembered of the others' files.
+    memory: BTreeMap<NodeId, Claim>,
+    /// Of that, what is on the disk.
+    kept: BTreeMap<NodeId, Claim>,
+    kept_at: Option<Instant>,
+    /// The largest incarnation that others remember of this server.
+    remembered: i64,
+    refilling: Option<Refilling>,
+}
+
+/// How far this server is with getting back what it lost.
+struct Refilling {
+    since: Instant,
+    /// Cells and bytes received before.
+    before: (u64, u64),
+    said_at: Instant,
+    /// How many cells the leaders have, by the stretches they begin.
+    there: BTreeMap<Vec<u8>, u64>,
 }
 
 /// A range as this server, one of its replicas, sees it.
@@ -132,18 +172,40 @@ pub struct RangeView {
     pub dead_cells: u64,
     /// Their bytes.
     pub dead_bytes: u64,
+    /// Why they stay; empty: there are none, or they are about to go.
+    pub uncollected: String,
+    /// Deletions up to this stamp were collected.
+    pub collected: Stamp,
+    /// How far this server is with getting back what it lost; empty: it lacks nothing.
+    pub refilling: String,
 }
 
 impl Reconciler {
     /// Cuts the store's leaves; nothing is compared yet.
     pub fn new(parts: Parts) -> Result<Arc<Reconciler>, StoreError> {
-        let Parts { me, nodes, config, ring, members, store, peers, clock, stats, outstanding } = parts;
+        let Parts { me, nodes, config, ring, members, store, peers, clock, stats, .. } = parts;
+        let Parts { outstanding, standing, generation, .. } = parts;
         if config.reconciliation {
             store.cut_leaves(stretch::tokens(&ring))?;
         }
         let ranges = ring.ranges().iter().map(|_| RangeKnown::default()).collect();
         let pace = Pace::new(&config);
-        let known = Mutex::new(Known { ranges, ..Known::default() });
+        // Files of an earlier release say nothing of themselves; if they have something, they are not new.
+        let earlier = store.remembered(standing::INCARNATION);
+        let incarnation = earlier.unwrap_or(generation);
+        let whole = match earlier {
+            Some(incarnation) => store.remembered(standing::WHOLE) == Some(incarnation),
+            None => store.logged() > 0,
+        };
+        let remembered = |node: &NodeId| {
+            let incarnation = store.remembered(&format!("peer_{node}_incarnation"))?;
+            let logged = store.remembered(&format!("peer_{node}_logged"))?;
+            Some((*node, Claim { incarnation, logged }))
+        };
+        let memory: BTreeMap<NodeId, Claim> = nodes.iter().filter_map(remembered).collect();
+        let kept = memory.clone();
+        let known = Known { ranges, incarnation, whole, memory, kept, ..Known::default() };
+        let known = Mutex::new(known);
         Ok(Arc::new(Reconciler {
             me,
             nodes,
@@ -155,6 +217,7 @@ impl Reconciler {
             clock,
             stats,
             outstanding,
+            standing,
             pace,
             known,
         }))
@@ -170,14 +233,28 @@ impl Reconciler {
 
     // ---------------------------------------------------------------------------------------- promises
 
-    /// Every round: what did the clock reach, do clients come, what do the others promise?
+    /// Every round: what did the clock reach, do clients come, what do the others promise and remember? At once when
+    /// somebody comes up.
     async fn run_promises(self: Arc<Self>) {
+        let (incarnation, whole) = {
+            let known = self.known();
+            (known.incarnation, known.whole)
+        };
+        self.remember_self(incarnation, whole).await;
         loop {
             let reached = self.clock.latest();
             self.known().samples.take(Instant::now(), reached);
             self.pace.note_requests(self.requests());
             self.gather_promises().await;
-            tokio::time::sleep(self.round()).await;
+            self.look_after_refill().await;
+            self.keep_memory().await;
+            let next = Instant::now() + self.round();
+            while Instant::now() < next {
+                tokio::time::sleep(NEWCOMER_LOOK.min(self.round())).await;
+                if self.somebody_is_new() {
+                    break;
+                }
+            }
         }
     }
 
@@ -188,6 +265,9 @@ impl Reconciler {
                 let request = PeerReconcile {
                     epoch: Some(self.ring.epoch() as i64),
                     asks: Some(PeerAsks::PROMISE),
+                    memory: Some(self.memory_of(node)),
+                    claim: Some(self.own_claim()),
+                    whole: Some(self.known().whole),
                     ..PeerReconcile::default()
                 };
                 self.peers.reconcile(request, answers.expect(node));
@@ -199,19 +279,27 @@ impl Reconciler {
             let Some(promise) = answer.promise.filter(|_| refused.is_empty()) else { continue };
             let tables = answer.tables.unwrap_or_default().into_iter();
             let tables = tables.filter_map(|table| u16::try_from(table).ok().map(TableId)).collect();
+            self.note_claim(node, answer.claim.as_ref(), answer.whole);
+            self.note_remembered(node, answer.memory.as_ref());
             let waits = answer.waits.unwrap_or_default();
-            let heard = Heard { at: Instant::now(), promise: Stamp(promise), waits, tables };
+            let wall_us = answer.wall.unwrap_or(0);
+            let heard = Heard { at: Instant::now(), promise: Stamp(promise), waits, wall_us, tables };
             self.known().heard.insert(node, heard);
         }
     }
 
-    fn answer_promise(&self, _caller: NodeId, _request: &PeerReconcile) -> PeerReconciled {
+    fn answer_promise(&self, caller: NodeId, request: &PeerReconcile) -> PeerReconciled {
+        self.note_claim(caller, request.claim.as_ref(), request.whole);
+        self.note_remembered(caller, request.memory.as_ref());
         let (promise, waits) = self.promise();
         let tables = self.store.tables().into_iter().map(|table| i32::from(table.0));
         PeerReconciled {
             promise: Some(promise.0),
             waits: Some(waits),
             wall: Some(self.clock.wall_us()),
+            memory: Some(self.memory_of(caller)),
+            claim: Some(self.own_claim()),
+            whole: Some(self.known().whole),
             tables: Some(tables.collect()),
             ..follow::nothing()
         }
@@ -251,6 +339,163 @@ impl Reconciler {
             + stats.slices_read.get()
             + stats.mutations_applied.get();
         served.saturating_sub(stats.reconcile_cells_taken.get())
+    }
+
+    // ---------------------------------------------------------------------------------------- lost files
+
+    fn own_claim(&self) -> PeerMemory {
+        PeerMemory::new(self.known().incarnation, self.store.logged())
+    }
+
+    fn memory_of(&self, node: NodeId) -> PeerMemory {
+        let claim = self.known().memory.get(&node).copied().unwrap_or_default();
+        PeerMemory::new(claim.incarnation, claim.logged)
+    }
+
+    /// Another server says what its files have.
+    fn note_claim(&self, node: NodeId, told: Option<&PeerMemory>, whole: Option<bool>) {
+        if let Some(told) = told {
+            let mut known = self.known();
+            let memory = known.memory.entry(node).or_default();
+            *memory = memory.updated(claim(told), whole == Some(true));
+        }
+    }
+
+    /// Another server says what it remembers of this one's files.
+    fn note_remembered(&self, node: NodeId, told: Option<&PeerMemory>) {
+        let Some(remembered) = told.map(claim) else { return };
+        let own = Claim { incarnation: self.known().incarnation, logged: self.store.logged() };
+        let mut known = self.known();
+        known.remembered = known.remembered.max(remembered.incarnation);
+        if known.refilling.is_some() || !own.lacks(known.whole, remembered) {
+            return;
+        }
+        log::warn!(
+            "server {}: this directory lacks what it once had: server {node} remembers {} rows logged (files of {}), here \
+             are {} (files of {}). It takes writes, gets the rest from the other replicas, and answers no reads of a \
+             range until that range is whole",
+            self.me,
+            remembered.logged,
+            remembered.incarnation,
+            own.logged,
+            own.incarnation
+        );
+        self.standing.lose_all();
+        known.whole = false;
+        let before = (self.stats.reconcile_cells_received.get(), self.stats.reconcile_bytes_received.get());
+        let now = Instant::now();
+        known.refilling = Some(Refilling { since: now, before, said_at: now, there: BTreeMap::new() });
+    }
+
+    /// Says now and then how far it is; and once nobody objects, that there is nothing to get back.
+    async fn look_after_refill(&self) {
+        let others = self.nodes.iter().filter(|node| **node != self.me);
+        let (settled, lost) = {
+            let mut known = self.known();
+            let all_heard = others.clone().all(|node| known.heard.contains_key(node));
+            if let Some(refilling) = known.refilling.as_mut().filter(|it| it.said_at.elapsed() >= REFILL_SAID)
+            {
+                refilling.said_at = Instant::now();
+                let said = self.describe_refill(refilling);
+                log::info!("server {}: {said}", self.me);
+            }
+            (all_heard && !known.whole && known.refilling.is_none(), known.refilling.is_some())
+        };
+        if settled {
+            self.known().whole = true;
+            let incarnation = self.known().incarnation;
+            self.remember_self(incarnation, true).await;
+        } else if lost && self.store.remembered(standing::WHOLE).is_some_and(|whole| whole != 0) {
+            let incarnation = self.known().incarnation;
+            self.remember_self(incarnation, false).await;
+        }
+    }
+
+    /// A range was proven equal: what this server lacked of it is back.
+    async fn regained(&self, index: usize) {
+        let mine = |index: usize| self.ring.ranges()[index].replicas.contains(&self.me);
+        if !self.standing.regained(index, mine) {
+            return;
+        }
+        let incarnation = {
+            let mut known = self.known();
+            let refilled = known.refilling.take();
+            let said = refilled.as_ref().map_or(String::new(), |refilled| self.describe_refill(refilled));
+            log::info!("server {}: it has got back all that it lost: {said}", self.me);
+            known.incarnation = self.clock.wall_us().max(known.remembered + 1).max(known.incarnation + 1);
+            known.whole = true;
+            known.incarnation
+        };
+        self.remember_self(incarnation, true).await;
+    }
+
+    fn describe_refill(&self, refilling: &Refilling) -> String {
+        let cells = self.stats.reconcile_cells_received.get() - refilling.before.0;
+        let bytes = self.stats.reconcile_bytes_received.get() - refilling.before.1;
+        let took = refilling.since.elapsed().as_secs_f64();
+        let there: u64 = refilling.there.values().sum();
+        let mut said = format!("{cells} cells, {bytes} bytes got back in {took:.1} s");
+        if there > cells && cells > 0 {
+            let left = (there - cells) as f64 * took / cells as f64;
+            said += &format!("; about {there} are there, {left:.0} s to go");
+        }
+        said
+    }
+
+    /// The leader has so many cells in a stretch that this server is getting back.
+    fn note_there(&self, start: &[u8], cells: u64) {
+        if let Some(refilling) = &mut self.known().refilling {
+            refilling.there.insert(start.to_vec(), cells);
+        }
+    }
+
+    async fn remember_self(&self, incarnation: i64, whole: bool) {
+        let whole = if whole { incarnation } else { 0 };
+        let numbers = [(standing::INCARNATION, incarnation), (standing::WHOLE, whole)];
+        if numbers.iter().all(|(name, value)| self.store.remembered(name) == Some(*value)) {
+            return;
+        }
+        let numbers = numbers.map(|(name, value)| (name.to_owned(), value)).to_vec();
+        if let Err(failure) = ask_one(self.me, |to| self.store.remember(numbers, to)).await {
+            log::warn!("server {}: its standing is not remembered: {failure}", self.me);
+        }
+    }
+
+    /// Writes down now and then what is remembered of the others.
+    async fn keep_memory(&self) {
+        let numbers = {
+            let mut known = self.known();
+            let due = known.kept_at.is_none_or(|at| at.elapsed() >= MEMORY_KEPT);
+            if !due || known.memory == known.kept {
+                return;
+            }
+            known.kept_at = Some(Instant::now());
+            known.kept = known.memory.clone();
+            let number = |(node, claim): (&NodeId, &Claim)| {
+                [
+                    (format!("peer_{node}_incarnation"), claim.incarnation),
+                    (format!("peer_{node}_logged"), claim.logged),
+                ]
+            };
+            known.kept.iter().flat_map(number).collect()
+        };
+        if let Err(failure) = ask_one(self.me, |to| self.store.remember(numbers, to)).await {
+            log::warn!("server {}: what it remembers of the others is not kept: {failure}", self.me);
+        }
+    }
+
+    fn somebody_is_new(&self) -> bool {
+        let known = self.known();
+        let new = |node: &&NodeId| !known.heard.contains_key(node) && self.is_up(**node);
+        self.nodes.iter().filter(|node| **node != self.me).any(|node| new(&node))
+    }
+
+    /// Waits until every server that is up has said what it remembers of this one; no longer than `within`.
+    pub async fn introduced(&self, within: Duration) {
+        let deadline = Instant::now() + within;
+        while self.config.reconciliation && self.somebody_is_new() && Instant::now() < deadline {
+            tokio::time::sleep(INTRODUCED_LOOK).await;
+        }
     }
 
     // ---------------------------------------------------------------------------------------- comparing
@@ -295,8 +540,17 @@ impl Reconciler {
         if moved > 0 {
             log::info!("server {}: range {index}: {moved} cells moved between its replicas", self.me);
         }
-        self.conclude(index, proven.clone(), compared.why.is_empty());
-        self.tell(index, &followers, proven).await;
+        let equal = compared.why.is_empty();
+        let collected = match proven {
+            Ok(_) => self.collect(index, &followers, cut.horizon).await,
+            Err(_) => Ok(self.horizon(index)),
+        };
+        let collected = collected.unwrap_or_else(|why| {
+            self.known().ranges[index].uncollected = why;
+            self.horizon(index)
+        });
+        self.conclude(index, proven.clone(), equal).await;
+        self.tell(index, &followers, proven, collected).await;
         moved
     }
 
@@ -326,11 +580,15 @@ impl Reconciler {
     fn cut(&self, index: usize) -> Cut {
         let lag = Duration::from_millis(self.config.reconcile_lag_ms);
         let upto = self.known().samples.before(Instant::now(), lag);
-        Cut { upto, beyond: self.clock.latest().max(upto), horizon: self.horizon(index) }
+        let horizon = self.horizon(index).or(self.known().ranges[index].told);
+        Cut { upto, beyond: self.clock.latest().max(upto), horizon }
     }
 
     /// Takes note of how a pass ended. `equal`: nothing differs among those that were asked.
-    fn conclude(&self, index: usize, proven: Result<Stamp, String>, equal: bool) {
+    async fn conclude(&self, index: usize, proven: Result<Stamp, String>, equal: bool) {
+        if proven.is_ok() {
+            self.regained(index).await;
+        }
         let at_us = self.clock.wall_us();
         let mut known = self.known();
         let range = &mut known.ranges[index];
@@ -347,7 +605,13 @@ impl Reconciler {
     }
 
     /// Tells the other replicas how the pass ended.
-    async fn tell(&self, index: usize, followers: &[NodeId], proven: Result<Stamp, String>) {
+    async fn tell(
+        &self,
+        index: usize,
+        followers: &[NodeId],
+        proven: Result<Stamp, String>,
+        collected: Horizon,
+    ) {
         let (upto, why) = match proven {
             Ok(upto) => (upto, String::new()),
             Err(why) => (Stamp(0), why),
@@ -356,7 +620,7 @@ impl Reconciler {
             let request = PeerReconcile {
                 asks: Some(PeerAsks::OUTCOME),
                 range: Some(index as i32),
-                cut: Some(wire::cut(&Cut { upto, beyond: upto, horizon: self.horizon(index) })),
+                cut: Some(wire::cut(&Cut { upto, beyond: upto, horizon: collected })),
                 why: Some(why.clone()),
                 ..PeerReconcile::default()
             };
@@ -369,9 +633,111 @@ impl Reconciler {
     async fn answer_outcome(&self, index: usize, request: &PeerReconcile) -> Result<PeerReconciled, String> {
         let cut = request.cut.as_ref().map(wire::read_cut).ok_or("the cut is missing")?;
         let why = request.why.clone().unwrap_or_default();
+        if why.is_empty() {
+            self.adopt(index, cut.horizon).await?;
+        }
         let proven = if why.is_empty() { Ok(cut.upto) } else { Err(why) };
-        self.conclude(index, proven, true);
+        self.conclude(index, proven, true).await;
         Ok(follow::nothing())
+    }
+
+    // ---------------------------------------------------------------------------------------- collecting
+
+    /// All replicas are equal, and every server has promised: what is dead may go. Closes the range, compares once more,
+    /// and has this server remember the new horizon; the others are told it with the outcome. Returns the horizon.
+    async fn collect(
+        self: &Arc<Self>,
+        index: usize,
+        followers: &[NodeId],
+        agreed: Horizon,
+    ) -> Result<Horizon, String> {
+        self.adopt(index, agreed).await?;
+        let wanted = self.collectable(index).or(agreed);
+        if !self.config.collection || !self.is_collection_due(index, wanted) {
+            return Ok(agreed);
+        }
+        // Whatever older write arrives from now on is refused, or was counted before.
+        self.close(index, wanted.stamp).await?;
+        for &node in followers {
+            let request = PeerReconcile {
+                asks: Some(PeerAsks::CLOSE),
+                range: Some(index as i32),
+                cut: Some(wire::of_horizon(wanted)),
+                ..PeerReconcile::default()
+            };
+            self.ask(node, request).await.map_err(|stopped| stopped.to_string())?;
+        }
+        let cut = Cut { upto: wanted.stamp, beyond: self.clock.latest().max(wanted.stamp), horizon: agreed };
+        let compared = self.pass(index, followers, cut).await.map_err(|stopped| stopped.to_string())?;
+        if compared.moved > 0 || !compared.why.is_empty() {
+            return Err("differences came up while it was closed".to_owned());
+        }
+        self.adopt(index, wanted).await?;
+        self.stats.reconcile_collections.count();
+        Ok(wanted)
+    }
+
+    /// Takes no more writes up to this stamp in a range; returns when all that were taken before are visible.
+    async fn close(&self, index: usize, upto: Stamp) -> Result<(), String> {
+        let closed = ask_one(self.me, |to| self.store.close_range(index, upto, to)).await;
+        closed.map_err(|failure| failure.to_string())
+    }
+
+    async fn answer_close(&self, index: usize, request: &PeerReconcile) -> Result<PeerReconciled, String> {
+        let upto = request.cut.as_ref().map(wire::horizon).ok_or("the horizon is missing")?.stamp;
+        if upto > self.clock.latest() {
+            return Err("it is not to be closed in the future".to_owned());
+        }
+        self.close(index, upto).await?;
+        Ok(follow::nothing())
+    }
+
+    /// Remembers that a range is collected so far; nothing to do if it was already.
+    async fn adopt(&self, index: usize, horizon: Horizon) -> Result<(), String> {
+        let own = self.horizon(index);
+        if own.or(horizon) == own {
+            return Ok(());
+        }
+        self.close(index, horizon.stamp).await?;
+        let kept = ask_one(self.me, |to| self.store.collect_range(index, own.or(horizon), to)).await;
+        kept.map_err(|failure| failure.to_string())
+    }
+
+    /// Up to where dead cells could go now, by the promises and clocks of all servers. A while behind the newest, so that
+    /// stamps which clients choose by their own clocks are not refused.
+    fn collectable(&self, index: usize) -> Horizon {
+        let lag = Duration::from_millis(self.config.collection_lag_ms);
+        let mut known = self.known();
+        let wall_us = known.heard.values().map(|heard| heard.wall_us).min().unwrap_or(i64::MAX);
+        let expired_s = wall_us.min(self.clock.wall_us()).div_euclid(1_000_000);
+        let stamp = known.samples.before(Instant::now(), lag);
+        let proven = known.ranges[index].proven.map_or(stamp, |(upto, _)| stamp.min(upto));
+        drop(known);
+        Horizon { stamp: proven.min(self.promised().upto), expired_s }
+    }
+
+    /// True if something is dead behind the horizon and the last collection was a while ago.
+    fn is_collection_due(&self, index: usize, wanted: Horizon) -> bool {
+        let mut dead = false;
+        for stretch in stretches(&self.ring, index, &self.store.tables()) {
+            let find = |_: &[u8], sum: Option<&Sum>| dead |= sum.is_some_and(|sum| sum.has_dead(wanted));
+            self.store.each_leaf(&stretch.start, &stretch.end, find);
+        }
+        let pause = Duration::from_millis(self.config.collection_pause_ms);
+        let mut known = self.known();
+        let range = &mut known.ranges[index];
+        range.uncollected.clear();
+        let due = dead && range.collected_at.is_none_or(|at| at.elapsed() >= pause);
+        if due {
+            range.collected_at = Some(Instant::now());
+        }
+        due
+    }
+
+    /// A replica has collected further than this server: the next comparison leaves out what it has collected.
+    fn note_told(&self, index: usize, horizon: Horizon) {
+        let mut known = self.known();
+        known.ranges[index].told = known.ranges[index].told.or(horizon);
     }
 
     /// Cells that differ were found.
@@ -380,8 +746,8 @@ impl Reconciler {
     }
 
     /// Up to where this server has collected in a range.
-    fn horizon(&self, _index: usize) -> Horizon {
-        Horizon::NONE
+    fn horizon(&self, index: usize) -> Horizon {
+        self.store.horizon(index)
     }
 
     /// The tables of which this server or one of the others has cells.
@@ -397,13 +763,14 @@ impl Reconciler {
     // ---------------------------------------------------------------------------------------- cells
 
     /// Stores cells that come from another replica, read there `under` this horizon. Fails unless all were taken.
-    async fn take_in(&self, cells: &[(Vec<u8>, Cell)], _under: Horizon) -> Result<(), String> {
+    async fn take_in(&self, cells: &[(Vec<u8>, Cell)], under: Horizon) -> Result<(), String> {
         let mut waiting = mutations(cells);
         for _ in 0..OVERLOADED_ATTEMPTS {
             let mut answers = Answers::default();
             for (index, mutation) in waiting.iter().enumerate() {
                 self.clock.observe_told(mutation.stamp());
-                self.store.apply(mutation.clone(), answers.expect(NodeId(index as u32)));
+                let to = answers.expect(NodeId(index as u32));
+                self.store.apply_from(Origin::Replica(under), mutation.clone(), to);
             }
             let mut again = Vec::new();
             while let Some((index, answer)) = answers.next().await {
@@ -453,7 +820,16 @@ impl Reconciler {
             leaves_pending: 0,
             dead_cells: 0,
             dead_bytes: 0,
+            uncollected: String::new(),
+            collected: self.horizon(index).stamp,
+            refilling: String::new(),
         };
+        if self.standing.is_lacking(index) {
+            view.refilling = match &self.known().refilling {
+                Some(refilling) => self.describe_refill(refilling),
+                None => "waits to hear what others remember".to_owned(),
+            };
+        }
         if !self.config.reconciliation {
             view.why = "reconciliation is switched off".to_owned();
             return view;
@@ -471,6 +847,13 @@ impl Reconciler {
                 }
             });
         }
+        if view.dead_cells > 0 {
+            view.uncollected = match (self.config.collection, view.why.is_empty()) {
+                (false, _) => "collection is switched off".to_owned(),
+                (true, false) => view.why.clone(),
+                (true, true) => known.uncollected,
+            };
+        }
         view
     }
 
@@ -481,6 +864,10 @@ impl Reconciler {
     fn known(&self) -> MutexGuard<'_, Known> {
         self.known.lock().expect("no panic while it is held")
     }
+}
+
+fn claim(told: &PeerMemory) -> Claim {
+    Claim { incarnation: told.incarnation.unwrap_or(0), logged: told.logged.unwrap_or(0) }
 }
 
 /// One mutation for the cells of each partition, which are consecutive.

@@ -8,6 +8,7 @@ use tokio::time::Instant;
 use crate::answer::NodeId;
 use crate::cell::Stamp;
 use crate::key::TableId;
+use crate::store::leaves::Horizon;
 
 /// Samples of the clock that are kept: as many rounds as the lag may be long.
 const SAMPLES_MAX: usize = 256;
@@ -21,6 +22,12 @@ pub(super) struct RangeKnown {
     pub why: String,
     /// Cells were found to differ at this time and have not been proven equal since.
     pub diverged: Option<Instant>,
+    /// Why dead cells were not collected when that was tried last.
+    pub uncollected: String,
+    /// When the last collection was begun.
+    pub collected_at: Option<Instant>,
+    /// Another replica has collected as far as this.
+    pub told: Horizon,
 }
 
 /// What another server said last.
@@ -31,6 +38,8 @@ pub(super) struct Heard {
     pub promise: Stamp,
     /// What holds the promise back; or empty.
     pub waits: String,
+    /// Its wall clock (µs since 1970).
+    pub wall_us: i64,
     pub tables: Vec<TableId>,
 }
 
@@ -122,6 +131,7 @@ mod tests {
             at: now - Duration::from_secs(ago),
             promise: Stamp(promise),
             waits: format!("waits {promise}"),
+            wall_us: 0,
             tables: Vec::new(),
         };
         let nodes = [NodeId(1), NodeId(2)];

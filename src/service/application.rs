@@ -30,9 +30,9 @@ fn range_state(range: RangeView) -> RangeState {
         leaves_pending: Some(range.leaves_pending as i64),
         dead_cells: Some(range.dead_cells as i64),
         dead_bytes: Some(range.dead_bytes as i64),
-        uncollected: Some(String::new()),
-        collected_upto: Some(0),
-        refilling: Some(String::new()),
+        uncollected: Some(range.uncollected),
+        collected_upto: Some(range.collected.0),
+        refilling: Some(range.refilling),
     }
 }
 

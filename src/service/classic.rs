@@ -14,6 +14,7 @@ use crate::coordinator::{Level, Stamping, Trace};
 use crate::handoff::HandoffError;
 use crate::key::KV_TABLE;
 use crate::mutation::Mutation;
+use crate::reconcile::RangeView;
 use crate::thrift::chord::{ClientRequest, KV, ServerResponse, SystemException};
 use crate::thrift::connection::Held;
 
@@ -22,6 +23,12 @@ use super::{Service, Wrong, check_read_level, hold, kv_slice};
 const SUCCESS: &str = "SUCCESS";
 /// No replica has the key. An answer, not an error.
 const FAIL: &str = "FAIL";
+
+/// What `getInfo` says of a range.
+fn range_entry(range: &RangeView) -> Value {
+    let (upto, at_us) = range.proven.unwrap_or_default();
+    json!({"owner": range.owner.0, "provenUpto": upto.0, "provenAt": at_us, "notNow": range.why})
+}
 
 impl Service {
     pub(super) async fn client_get(
@@ -124,6 +131,7 @@ impl Service {
             "cluster": self.config.cluster_name,
             "replicationFactor": self.ring.replication_factor(),
             "members": members,
+            "ranges": self.reconciler.ranges().iter().map(range_entry).collect::<Vec<_>>(),
         });
         Ok(info.to_string())
     }

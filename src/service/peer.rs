@@ -10,9 +10,10 @@ use bytes::Bytes;
 use crate::answer::{Answers, ApplyAnswer, Failure, NodeId, ReadAnswer};
 use crate::cell::Stamp;
 use crate::key::TableId;
-use crate::mutation::Mutation;
+use crate::mutation::{Kind, Mutation};
 use crate::peer::check_hello;
 use crate::slice::Slice;
+use crate::store::Origin;
 use crate::thrift::chord::{
     PeerApplied, PeerApply, PeerCell, PeerCells, PeerHello, PeerPing, PeerPong, PeerRead, PeerReconcile,
     PeerReconciled, PeerWelcome,
@@ -89,11 +90,11 @@ impl Service {
             }
         };
         let mut answers = Answers::default();
-        for (index, mutation) in mutations.into_iter().enumerate() {
+        for (index, (origin, mutation)) in mutations.into_iter().enumerate() {
             self.clock.observe_told(mutation.stamp());
             // The answers of one request come in the order of its mutations: the store has one queue.
             let to = answers.expect(NodeId(index as u32));
-            self.store.apply(Arc::new(mutation), to);
+            self.store.apply_from(origin, Arc::new(mutation), to);
         }
         let service = self.clone();
         Answering::Later(Box::pin(async move { (Reply::Apply(Ok(service.applied(answers).await)), None) }))
@@ -116,11 +117,16 @@ impl Service {
     }
 
     /// The mutations of a request, if it comes from a member, under this ring, and for this replica.
-    fn check_apply(&self, session: &Arc<Session>, request: PeerApply) -> Result<Vec<Mutation>, String> {
+    fn check_apply(
+        &self,
+        session: &Arc<Session>,
+        request: PeerApply,
+    ) -> Result<Vec<(Origin, Mutation)>, String> {
         self.check_peer(session, request.epoch)?;
         let encoded = request.mutations.ok_or("the mutations are missing")?;
         let mut mutations = Vec::with_capacity(encoded.len());
         for bytes in encoded {
+            let kind = Kind::of(&bytes).unwrap_or(Kind::Write);
             let mutation = Mutation::decode(&Bytes::from(bytes)).map_err(|error| error.to_string())?;
             if !self.is_replica(&mutation.partition) {
                 return Err(format!("server {} is no replica of that key", self.identity.id));
@@ -128,7 +134,7 @@ impl Service {
             if mutation.stamp() < Stamp(1) {
                 return Err("the mutation has no stamp".to_owned());
             }
-            mutations.push(mutation);
+            mutations.push((Origin::of(kind), mutation));
         }
         Ok(mutations)
     }

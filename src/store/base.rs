@@ -12,6 +12,7 @@
 //! Not here: which cells to write when (`flush`).
 
 use std::cmp::Ordering;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicI64, Ordering as Atomic};
 use std::sync::{Arc, Condvar, Mutex};
@@ -30,6 +31,7 @@ pub(super) const FILE: &str = "data.db";
 const FORMAT: Format = Format {
     application_id: 0x5443_4462, // "TCDb"
     page_bytes: 8192,            // in 4 KiB pages a row over 1,000 bytes spills to overflow pages
+    gives_back: true,
     schema: &[
         sqlite::META,
         "CREATE TABLE cells(key BLOB PRIMARY KEY, cell BLOB NOT NULL, checksum INTEGER NOT NULL) WITHOUT ROWID",
@@ -254,6 +256,71 @@ impl BaseWriter {
     pub fn note_log_created(&self) -> Result<(), OpenError> {
         sqlite::set_meta(&self.connection, LOG_CREATED, 1)
             .map_err(|source| OpenError::using(&self.base.path, source))
+    }
+
+    /// Every number that is remembered, by name.
+    pub fn numbers(&self) -> Result<BTreeMap<String, i64>, OpenError> {
+        sqlite::all_meta(&self.connection, &self.base.path)
+    }
+
+    /// Remembers numbers, in one transaction.
+    pub fn remember(&mut self, numbers: &[(String, i64)]) -> Result<(), StoreError> {
+        let write = || -> rusqlite::Result<()> {
+            sqlite::run(&self.connection, "BEGIN IMMEDIATE")?;
+            for (name, value) in numbers {
+                sqlite::set_meta(&self.connection, name, *value)?;
+            }
+            sqlite::run(&self.connection, "COMMIT")
+        };
+        write().map_err(|source| self.failed(source))?;
+        self.unchecked_bytes += FORMAT.page_bytes as usize;
+        Ok(())
+    }
+
+    /// Drops cells, in one transaction.
+    pub fn drop_cells(&mut self, keys: &[Vec<u8>]) -> Result<(), StoreError> {
+        let write = || -> rusqlite::Result<()> {
+            sqlite::run(&self.connection, "BEGIN IMMEDIATE")?;
+            let mut delete = self.connection.prepare_cached("DELETE FROM cells WHERE key = ?1")?;
+            for key in keys {
+                delete.raw_bind_parameter(1, &key[..])?;
+                delete.raw_execute()?;
+            }
+            drop(delete);
+            sqlite::run(&self.connection, "COMMIT")
+        };
+        write().map_err(|source| self.failed(source))?;
+        self.unchecked_bytes += keys.len() * FORMAT.page_bytes as usize / 8;
+        Ok(())
+    }
+
+    /// Gives some free pages back to the file system, if there are many. True if there may be more. A file that was made
+    /// before pages could be given back only uses them again.
+    pub fn give_back(&mut self, pages: usize, free_min: usize) -> Result<bool, StoreError> {
+        let reading = |source| StoreError::reading(&self.base.path, source);
+        let number = |name: &str| {
+            self.connection.pragma_query_value(None, name, |row| row.get::<_, i64>(0)).map_err(reading)
+        };
+        let free = number("freelist_count")?;
+        if free < free_min as i64 || number("auto_vacuum")? == 0 {
+            return Ok(false);
+        }
+        self.connection
+            .execute_batch(&format!("PRAGMA incremental_vacuum({pages})"))
+            .map_err(|source| self.failed(source))?;
+        self.unchecked_bytes += pages * FORMAT.page_bytes as usize;
+        Ok(number("freelist_count")? < free)
+    }
+
+    /// Copies the write-ahead log into the file, which then takes no more space than it needs.
+    pub fn checkpoint_now(&mut self) -> Result<(), StoreError> {
+        self.unchecked_bytes = self.checkpoint_bytes;
+        self.checkpoint_if_due()
+    }
+
+    fn failed(&self, source: rusqlite::Error) -> StoreError {
+        sqlite::roll_back(&self.connection);
+        StoreError::reading(&self.base.path, source)
     }
 
     /// Writes cells, in key order, in one transaction, each merged with what the file holds. `largest` is at least

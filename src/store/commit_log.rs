@@ -35,6 +35,7 @@ pub(super) const FILE: &str = "log.db";
 pub(super) const FORMAT: Format = Format {
     application_id: 0x5443_4c67, // "TCLg"
     page_bytes: 4096,            // the smallest commit writes one page
+    gives_back: false,           // rows come and go all the time: pages are used again
     schema: &[
         sqlite::META,
         "CREATE TABLE log(sequence INTEGER PRIMARY KEY, tbl INTEGER NOT NULL, partition BLOB NOT NULL, \
@@ -329,7 +330,7 @@ impl CommitLog {
         let first = self.next_hint;
         for request in batch {
             let change = match request {
-                Request::Apply { .. } => continue,
+                Request::Apply { .. } | Request::Barrier { .. } => continue,
                 Request::Hint { target, mutation, now_s, .. } => {
                     let sequence = self.next_hint;
                     self.next_hint += 1;

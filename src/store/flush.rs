@@ -13,10 +13,12 @@ use std::thread;
 use std::time::Duration;
 
 use super::base::BaseWriter;
+use super::collect::Collecting;
 use super::drive::{Turn, Worker};
 use super::memtable::{Frozen, Memtable};
 use super::sqlite::{self, Fault, OpenError, StoreError};
 use super::{Ending, Shared};
+use crate::answer::Failure;
 use crate::cell::Stamp;
 
 /// Bytes of keys and cells of one transaction, so that large values do not make it long.
@@ -31,6 +33,7 @@ pub(super) struct Flusher {
     base: BaseWriter,
     transaction_cells: usize,
     job: Option<Job>,
+    collecting: Option<Collecting>,
 }
 
 /// A flush under way.
@@ -45,7 +48,7 @@ struct Job {
 
 impl Flusher {
     pub fn new(shared: Arc<Shared>, base: BaseWriter, transaction_cells: usize) -> Flusher {
-        Flusher { shared, base, transaction_cells, job: None }
+        Flusher { shared, base, transaction_cells, job: None, collecting: None }
     }
 
     /// Writes one transaction of the job.
@@ -120,8 +123,11 @@ impl Worker for Flusher {
         if self.shared.health.latched().is_some() {
             return Turn::Wait(None);
         }
+        if let Some(turn) = self.remember() {
+            return turn;
+        }
         let Some(mut job) = self.job.take().or_else(|| self.begin()) else {
-            return Turn::Wait(None);
+            return self.collect();
         };
         match self.step(&mut job) {
             Ok(ControlFlow::Continue(())) => {
@@ -141,6 +147,60 @@ impl Worker for Flusher {
 }
 
 impl Flusher {
+    /// Writes the numbers that somebody waits for.
+    fn remember(&mut self) -> Option<Turn> {
+        let job = self.shared.base_jobs.lock().expect("no panic while it is held").pop_front()?;
+        match self.base.remember(&job.numbers) {
+            Ok(()) => {
+                if let Some((index, horizon)) = job.collected {
+                    self.shared.ranges.collected(index, horizon);
+                    self.shared.drop_collected();
+                }
+                self.shared.remembered.lock().expect("no panic while it is held").extend(job.numbers);
+                job.to.send(Ok(()));
+                Some(Turn::Again)
+            }
+            Err(error) => {
+                job.to.send(Err(Failure::Refused(said(&error).into())));
+                Some(self.fail_in_background(&error))
+            }
+        }
+    }
+
+    /// One step of dropping what was collected, when there is nothing to flush.
+    fn collect(&mut self) -> Turn {
+        if self.collecting.is_none() {
+            let flushed = !self.shared.flush_wanted.load(Atomic::Acquire);
+            if !flushed || !self.shared.collect_wanted.swap(false, Atomic::AcqRel) {
+                return Turn::Wait(None);
+            }
+            self.collecting = Some(Collecting::new());
+        }
+        let mut collecting = self.collecting.take().expect("it was begun");
+        match collecting.step(&self.shared, &mut self.base) {
+            Ok(ControlFlow::Continue(())) => {
+                self.collecting = Some(collecting);
+                Turn::Again
+            }
+            Ok(ControlFlow::Break(())) => Turn::Again,
+            Err(error) => self.fail_in_background(&error),
+        }
+    }
+
+    /// What nobody's write waits for has failed: it is tried again with the next collection.
+    fn fail_in_background(&mut self, error: &StoreError) -> Turn {
+        match fault_of(error) {
+            Fault::Full | Fault::Busy => {
+                log::warn!("data.db: dead cells are not dropped for now: {}", said(error));
+                Turn::Wait(Some(RETRY))
+            }
+            Fault::Damaged | Fault::Other => {
+                self.shared.latch(&format!("data.db cannot be written: {}", said(error)));
+                Turn::Wait(None)
+            }
+        }
+    }
+
     fn begin(&self) -> Option<Job> {
         let frozen = self.shared.view.memory.read().expect("no panic while it is held").frozen.clone()?;
         Some(Job { frozen, known: self.base.base().largest(), next: Vec::new(), cells: 0 })

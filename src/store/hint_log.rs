@@ -15,7 +15,7 @@ use rusqlite::{Connection, OptionalExtension, Row};
 use super::sqlite::{self, OpenError, StoreError};
 use crate::answer::NodeId;
 use crate::cell::Stamp;
-use crate::mutation::Mutation;
+use crate::mutation::{Kind, Mutation};
 
 pub(super) const SCHEMA: &str = "CREATE TABLE hints(target INTEGER NOT NULL, sequence INTEGER NOT NULL, \
      created_s INTEGER NOT NULL, mutation BLOB NOT NULL, checksum INTEGER NOT NULL, \
@@ -96,7 +96,7 @@ pub(super) fn store(
     mutation: &Mutation,
 ) -> rusqlite::Result<HintChange> {
     let oldest_stamp = mutation.oldest_stamp();
-    let mutation = mutation.encode();
+    let mutation = mutation.encode_as(Kind::Hint);
     let mut insert = connection.prepare_cached(
         "INSERT INTO hints(target, sequence, created_s, mutation, checksum) VALUES (?1, ?2, ?3, ?4, ?5)",
     )?;

@@ -37,6 +37,12 @@ pub struct Horizon {
     pub expired_s: i64,
 }
 
+impl Default for Horizon {
+    fn default() -> Horizon {
+        Horizon::NONE
+    }
+}
+
 impl Horizon {
     /// Nothing was collected.
     pub const NONE: Horizon = Horizon { stamp: Stamp(0), expired_s: 0 };

@@ -20,6 +20,7 @@
 //! (`node`).
 
 mod base;
+mod collect;
 mod commit_log;
 mod disk;
 mod drive;
@@ -31,6 +32,7 @@ mod mark;
 mod memtable;
 pub mod offline;
 mod queue;
+mod ranges;
 mod replay;
 mod sqlite;
 mod view;
@@ -40,7 +42,7 @@ mod writer;
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU8, Ordering as Atomic};
 use std::sync::{Arc, Mutex, RwLock};
@@ -68,12 +70,14 @@ use leaves::{Horizon, LeafView, Leaves, Scan};
 use mark::{Mark, Reached};
 use memtable::{Memory, Memtable};
 use queue::{Queue, Request};
+use ranges::Ranges;
 use view::View;
 use writer::Writer;
 
 pub use disk::{Disk, Files, PlainFile};
 pub use drive::Drive;
 pub use hint_log::{Hint, HintTotals};
+pub use ranges::Origin;
 pub use sqlite::{OpenError, StoreError};
 pub use view::{Digest, Page, SliceCells, cell_hash};
 
@@ -95,6 +99,11 @@ pub struct Recovered {
     /// No cell and no hint has a larger stamp; at least 0.
     pub largest_stamp: Stamp,
 }
+
+/// Bytes of keys and values of one step of a scan, and of one run: what is compared in the background must not take
+/// memory that a server's budget does not have.
+const SCAN_BYTES_MAX: usize = 131_072;
+const RUN_BYTES_MAX: usize = 1_048_576;
 
 /// Cells by engine key, in order, and whether those are all there are.
 pub type Run = (Vec<(Vec<u8>, Cell)>, bool);
@@ -118,6 +127,15 @@ struct Shared {
     queue: Queue,
     view: View,
     leaves: Leaves,
+    ranges: Arc<Ranges>,
+    /// The memtable is to be flushed before it is full.
+    flush_wanted: AtomicBool,
+    /// Dead cells that count as gone are to be dropped from data.db.
+    collect_wanted: AtomicBool,
+    /// What the flusher is to do for others.
+    base_jobs: Mutex<VecDeque<BaseJob>>,
+    /// Numbers that data.db remembers, by name.
+    remembered: Mutex<BTreeMap<String, i64>>,
     health: Health,
     stats: Arc<Stats>,
     writer_bell: Arc<Bell>,
@@ -136,6 +154,22 @@ struct Shared {
     /// What a test wants done to data.db's connection.
     #[cfg(test)]
     base_meddle: Mutex<Option<queue::Meddle>>,
+}
+
+/// Something to be remembered in data.db.
+struct BaseJob {
+    numbers: Vec<(String, i64)>,
+    /// What the numbers mean for a range.
+    collected: Option<(usize, Horizon)>,
+    to: AnswerTo<Result<(), Failure>>,
+}
+
+fn collected_name(range: usize) -> String {
+    format!("collected_{range}")
+}
+
+fn expired_name(range: usize) -> String {
+    format!("expired_{range}")
 }
 
 /// How far the end has come.
@@ -200,10 +234,15 @@ impl Store {
         Ok((Store { inner: Arc::new(inner) }, recovered))
     }
 
-    /// Stores a mutation. Answers once it is durable, or certainly will not be.
+    /// Stores a mutation of a client. Answers once it is durable, or certainly will not be.
     pub fn apply(&self, mutation: Arc<Mutation>, to: AnswerTo<ApplyAnswer>) {
+        self.apply_from(Origin::Write, mutation, to);
+    }
+
+    /// Stores a mutation, or what of it may be stored, depending on where it comes from.
+    pub fn apply_from(&self, origin: Origin, mutation: Arc<Mutation>, to: AnswerTo<ApplyAnswer>) {
         assert!(!mutation.cells.is_empty(), "a mutation has cells");
-        let refused = self.push(Request::Apply { mutation, to });
+        let refused = self.push(Request::Apply { origin, mutation, to });
         self.shared().stats.mutations_refused.add(u64::from(refused));
     }
 
@@ -262,8 +301,62 @@ impl Store {
             tables.push(table);
             after = leaves::table_end(table);
         }
+        let remembered = self.shared().remembered.lock().expect("no panic while it is held").clone();
+        let number = |name: String| remembered.get(&name).copied().unwrap_or(0);
+        let horizon = |index| Horizon {
+            stamp: Stamp(number(collected_name(index))),
+            expired_s: number(expired_name(index)),
+        };
+        self.shared().ranges.set(tokens.clone(), (0..tokens.len()).map(horizon).collect());
         self.leaves().cut(tokens, tables);
         Ok(())
+    }
+
+    /// From now on this range takes no writes up to this stamp; answered when all that were taken before are visible.
+    pub fn close_range(&self, index: usize, upto: Stamp, to: AnswerTo<Result<(), Failure>>) {
+        self.shared().ranges.close(index, upto);
+        self.push(Request::Barrier { to });
+    }
+
+    /// Dead cells of this range that the horizon covers count as gone, for good; answered when that is durable. Their
+    /// space is given back bit by bit.
+    pub fn collect_range(&self, index: usize, horizon: Horizon, to: AnswerTo<Result<(), Failure>>) {
+        let numbers =
+            vec![(collected_name(index), horizon.stamp.0), (expired_name(index), horizon.expired_s)];
+        self.push_base_job(BaseJob { numbers, collected: Some((index, horizon)), to });
+    }
+
+    /// Drops dead cells that count as gone, in the background, and gives their space back.
+    pub fn drop_collected(&self) {
+        self.shared().drop_collected();
+    }
+
+    /// Up to where dead cells of a range were collected.
+    pub fn horizon(&self, index: usize) -> Horizon {
+        self.shared().ranges.horizon(index)
+    }
+
+    /// A number that was remembered under this name.
+    pub fn remembered(&self, name: &str) -> Option<i64> {
+        self.shared().remembered.lock().expect("no panic while it is held").get(name).copied()
+    }
+
+    /// Remembers numbers for good; answered when they are durable.
+    pub fn remember(&self, numbers: Vec<(String, i64)>, to: AnswerTo<Result<(), Failure>>) {
+        self.push_base_job(BaseJob { numbers, collected: None, to });
+    }
+
+    /// How many rows were ever logged here: those of the log and those it has forgotten.
+    pub fn logged(&self) -> i64 {
+        self.shared().log_last.load(Atomic::Acquire)
+    }
+
+    fn push_base_job(&self, job: BaseJob) {
+        if let Some(reason) = self.shared().health.latched() {
+            return job.to.send(Err(Failure::Refused(reason.to_string().into())));
+        }
+        self.shared().base_jobs.lock().expect("no panic while it is held").push_back(job);
+        self.shared().flusher_bell.ring();
     }
 
     /// The tables of which there are cells, as far as was seen since [`Store::cut_leaves`].
@@ -281,14 +374,15 @@ impl Store {
         if scan.complete {
             return Ok(());
         }
-        let (cells, all) = self.shared().view.range(&scan.next, Some(scan.end()), cells_max)?;
+        let (cells, all) =
+            self.shared().view.range(&scan.next, Some(scan.end()), cells_max, SCAN_BYTES_MAX)?;
         scan.take(&cells, all);
         Ok(())
     }
 
     /// Up to where dead cells of the range of this engine key were collected.
-    pub fn horizon_at(&self, _key: &[u8]) -> Horizon {
-        Horizon::NONE
+    pub fn horizon_at(&self, key: &[u8]) -> Horizon {
+        self.shared().ranges.horizon_at(key)
     }
 
     /// Takes note of the sum of a leaf, scanned from its start.
@@ -301,9 +395,10 @@ impl Store {
         self.leaves().each(start, end, show);
     }
 
-    /// The cells from one engine key up to but without another, at most so many, and whether those are all.
+    /// The cells from one engine key up to but without another, at most so many and about a megabyte, and whether those
+    /// are all.
     pub fn run(&self, start: &[u8], end: &[u8], cells_max: usize) -> Result<Run, StoreError> {
-        self.shared().view.range(start, Some(end), cells_max)
+        self.shared().view.range(start, Some(end), cells_max, RUN_BYTES_MAX)
     }
 
     /// The oldest hints for a server, at most so many and so many bytes, but at least one if there is any.
@@ -410,10 +505,16 @@ impl Shared {
         let log_reader =
             sqlite::open_to_read(disk, log.path(), &commit_log::FORMAT, config.base_cache_bytes, 0)?;
         let memory = Memory { active, ..Memory::default() };
+        let ranges = Arc::new(Ranges::default());
         Ok(Shared {
             queue: Queue::new(config),
-            view: View { memory: RwLock::new(memory), base: base.base().clone() },
+            view: View { memory: RwLock::new(memory), base: base.base().clone(), ranges: ranges.clone() },
             leaves: Leaves::default(),
+            ranges: ranges.clone(),
+            flush_wanted: AtomicBool::new(false),
+            collect_wanted: AtomicBool::new(false),
+            base_jobs: Mutex::default(),
+            remembered: Mutex::new(base.numbers()?),
             health: Health::default(),
             stats,
             writer_bell: Arc::default(),
@@ -429,6 +530,12 @@ impl Shared {
             #[cfg(test)]
             base_meddle: Mutex::default(),
         })
+    }
+
+    fn drop_collected(&self) {
+        self.collect_wanted.store(true, Atomic::Release);
+        self.flush_wanted.store(true, Atomic::Release);
+        self.writer_bell.ring();
     }
 
     fn ending(&self) -> Ending {

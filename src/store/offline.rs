@@ -45,7 +45,11 @@ impl Offline {
         let reached = Reached { row: flushed_upto + rows as i64, hint: hinted_upto };
         super::check_log_reaches_its_mark(&mark, &path, reached, promised)?;
         let memory = Memory { active: Memtable::from_unsorted(cells), ..Memory::default() };
-        Ok(Offline { view: View { memory: RwLock::new(memory), base: base.into() }, hints, rows })
+        Ok(Offline {
+            view: View { memory: RwLock::new(memory), base: base.into(), ranges: Default::default() },
+            hints,
+            rows,
+        })
     }
 
     /// The cells after one engine key up to and including another (empty: from the first, to the last).

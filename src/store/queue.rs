@@ -8,9 +8,12 @@ use crate::answer::{AnswerTo, ApplyAnswer, Failure, NodeId};
 use crate::config::Config;
 use crate::mutation::Mutation;
 
+use super::ranges::Origin;
+
 /// Something for the log's writer to do.
 pub(super) enum Request {
     Apply {
+        origin: Origin,
         mutation: Arc<Mutation>,
         to: AnswerTo<ApplyAnswer>,
     },
@@ -23,6 +26,10 @@ pub(super) enum Request {
     ForgetHints {
         target: NodeId,
         sequences: Vec<i64>,
+        to: AnswerTo<Result<(), Failure>>,
+    },
+    /// Nothing but an answer once all before it is done.
+    Barrier {
         to: AnswerTo<Result<(), Failure>>,
     },
     /// Lets a test do something to the log's connection inside a transaction.
@@ -39,6 +46,7 @@ impl Request {
         let of_kind = match self {
             Request::Apply { mutation, .. } | Request::Hint { mutation, .. } => mutation.encoded_len(),
             Request::ForgetHints { sequences, .. } => sequences.len() * size_of::<i64>(),
+            Request::Barrier { .. } => 0,
             #[cfg(test)]
             Request::Meddle(_) => 0,
         };
@@ -49,7 +57,9 @@ impl Request {
     pub fn refuse(self, failure: Failure) {
         match self {
             Request::Apply { to, .. } => to.send(ApplyAnswer::Failed(failure)),
-            Request::Hint { to, .. } | Request::ForgetHints { to, .. } => to.send(Err(failure)),
+            Request::Hint { to, .. } | Request::ForgetHints { to, .. } | Request::Barrier { to } => {
+                to.send(Err(failure))
+            }
             #[cfg(test)]
             Request::Meddle(_) => {}
         }

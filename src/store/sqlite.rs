@@ -9,6 +9,7 @@
 //!
 //! Not here: what is in the tables (`commit_log`, `hint_log`, `base`).
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -66,8 +67,8 @@ pub enum OpenError {
     /// The file is not as it was written. Nothing was skipped: the store does not open at all.
     #[error(
         "{path} is damaged: {what}. Nothing was skipped and nothing is served. Restore the whole directory from a copy, \
-         or delete it and start empty: the other replicas still have what they acknowledged, and hints and read \
-         repair bring it back",
+         or delete it and start empty: the other replicas still have what they acknowledged, and give it back \
+         while this server already takes writes",
         path = path.display()
     )]
     Damaged {
@@ -164,6 +165,8 @@ pub(super) struct Format {
     pub application_id: i64,
     /// Bytes of a page.
     pub page_bytes: u32,
+    /// Free pages can be given back to the file system.
+    pub gives_back: bool,
     /// The statements that create its tables and views, word for word as SQLite keeps them; without `;`.
     pub schema: &'static [&'static str],
 }
@@ -203,6 +206,9 @@ pub(super) fn open_to_write(
     if new {
         // Setting it while nothing is written yet; on a file with content this would be ignored.
         connection.pragma_update(None, "page_size", format.page_bytes).map_err(using)?;
+        if format.gives_back {
+            connection.pragma_update(None, "auto_vacuum", "INCREMENTAL").map_err(using)?;
+        }
     } else {
         check_schema(&connection, path, format)?;
     }
@@ -277,6 +283,23 @@ pub(super) fn integer(row: &Row<'_>, column: usize) -> Option<i64> {
 
 /// The table of named numbers that each file has.
 pub(super) const META: &str = "CREATE TABLE meta(name TEXT PRIMARY KEY, value INTEGER NOT NULL, checksum INTEGER NOT NULL) WITHOUT ROWID";
+
+/// Every named number.
+pub(super) fn all_meta(connection: &Connection, path: &Path) -> Result<BTreeMap<String, i64>, OpenError> {
+    let using = |source| OpenError::using(path, source);
+    let mut statement = connection.prepare("SELECT name FROM meta ORDER BY name").map_err(using)?;
+    let names = statement
+        .query_map([], |row| row.get::<_, String>(0))
+        .and_then(Iterator::collect::<rusqlite::Result<Vec<String>>>)
+        .map_err(using)?;
+    let mut numbers = BTreeMap::new();
+    for name in names {
+        if let Some(value) = meta(connection, path, &name)? {
+            numbers.insert(name, value);
+        }
+    }
+    Ok(numbers)
+}
 
 /// Reads a named number; `None` if it was never set. A damaged one is an error: such numbers say what may be forgotten.
 pub(super) fn meta(connection: &Connection, path: &Path, name: &str) -> Result<Option<i64>, OpenError> {

@@ -14,6 +14,7 @@ use xxhash_rust::xxh3::Xxh3;
 
 use super::base::Base;
 use super::memtable::{Memory, unpack};
+use super::ranges::Ranges;
 use super::sqlite::StoreError;
 use crate::cell::{Cell, merge};
 use crate::key;
@@ -84,7 +85,12 @@ pub fn cell_hash<V: AsRef<[u8]>>(engine_key: &[u8], cell: &Cell<V>) -> u128 {
 pub(super) struct View {
     pub memory: RwLock<Memory>,
     pub base: Arc<Base>,
+    /// Dead cells that count as gone are not shown, wherever they still lie.
+    pub ranges: Arc<Ranges>,
 }
+
+/// The most cells, and the most bytes of keys and values, of one look; a single larger cell is looked at nonetheless.
+type Most = (usize, usize);
 
 /// What one source has of a range.
 #[derive(Default)]
@@ -97,9 +103,9 @@ struct Run {
 
 impl Run {
     /// Takes one more cell, or notes that there is one. True if further ones are wanted.
-    fn take(&mut self, key: &[u8], cell: Cell<&[u8]>, cells_max: usize) -> bool {
+    fn take(&mut self, key: &[u8], cell: Cell<&[u8]>, (cells_max, bytes_max): Most) -> bool {
         let bytes = key.len() + cell.value_bytes().len();
-        let fits = self.cells.len() < cells_max && self.bytes + bytes <= ANSWER_BYTES_MAX;
+        let fits = self.cells.len() < cells_max && self.bytes + bytes <= bytes_max;
         if !fits && !self.cells.is_empty() {
             self.cut = true;
             return false;
@@ -127,7 +133,7 @@ impl View {
             None => key::after_partition(slice.table, &slice.partition),
         };
         asked_base.store(true, Atomic::Relaxed);
-        let (cells, complete) = self.range(&start, Some(&end), slice.cells_max)?;
+        let (cells, complete) = self.range(&start, Some(&end), slice.cells_max, ANSWER_BYTES_MAX)?;
         let prefix = start.len() - slice.first.len();
         let column = |key: Vec<u8>| Bytes::from(key).slice(prefix..);
         let cells = cells.into_iter().map(|(key, cell)| (column(key), cell)).collect();
@@ -138,11 +144,12 @@ impl View {
     pub fn page(&self, after_key: &[u8], upto: &[u8], cells_max: usize) -> Result<Page, StoreError> {
         let start = if after_key.is_empty() { Vec::new() } else { after(after_key) };
         let end = (!upto.is_empty()).then(|| after(upto));
-        let (cells, complete) = self.range(&start, end.as_deref(), cells_max)?;
+        let (mut cells, complete) = self.range(&start, end.as_deref(), cells_max, ANSWER_BYTES_MAX)?;
         let upto = match cells.last() {
             Some((last, _)) if !complete => last.clone(),
             _ => upto.to_vec(),
         };
+        cells.retain(|(key, cell)| !self.ranges.hides(key, cell));
         Ok(Page { cells, upto, complete })
     }
 
@@ -172,48 +179,51 @@ impl View {
     }
 
     /// The newest version under a key.
-    fn get(&self, key: &[u8], asked_base: &AtomicBool) -> Result<Option<Cell>, StoreError> {
+    pub fn get(&self, key: &[u8], asked_base: &AtomicBool) -> Result<Option<Cell>, StoreError> {
         let held = {
             let memory = self.memory.read().expect("no panic while it is held");
             memory.get(key).map(Cell::to_owned)
         };
         if held.as_ref().is_some_and(|cell| cell.stamp > self.base.largest()) {
-            return Ok(held);
+            return Ok(held.filter(|cell| !self.ranges.hides(key, cell)));
         }
         asked_base.store(true, Atomic::Relaxed);
         let flushed = self.base.get(key)?;
-        Ok(match (held, flushed) {
+        let newest = match (held, flushed) {
             (Some(held), Some(flushed)) => Some(merge(held, flushed)),
             (held, flushed) => held.or(flushed),
-        })
+        };
+        Ok(newest.filter(|cell| !self.ranges.hides(key, cell)))
     }
 
-    /// The first cells of [start, end), and whether those are all.
+    /// The first cells of [start, end), and whether those are all. Dead ones that count as gone included.
     #[expect(clippy::type_complexity, reason = "the pair is taken apart at once by every caller")]
     pub fn range(
         &self,
         start: &[u8],
         end: Option<&[u8]>,
         cells_max: usize,
+        bytes_max: usize,
     ) -> Result<(Vec<(Vec<u8>, Cell)>, bool), StoreError> {
         assert!(cells_max > 0, "no cells would be no progress");
+        let most = (cells_max, bytes_max);
         loop {
-            let (active, frozen, freezes) = self.range_in_memory(start, end, cells_max);
+            let (active, frozen, freezes) = self.range_in_memory(start, end, most);
             let mut flushed = Run::default();
-            self.base.range(start, end, |key, cell| flushed.take(key, cell, cells_max))?;
+            self.base.range(start, end, |key, cell| flushed.take(key, cell, most))?;
             if self.memory.read().expect("no panic while it is held").freezes == freezes {
                 return Ok(merge_runs([active, frozen, flushed], cells_max));
             }
         }
     }
 
-    fn range_in_memory(&self, start: &[u8], end: Option<&[u8]>, cells_max: usize) -> (Run, Run, u64) {
+    fn range_in_memory(&self, start: &[u8], end: Option<&[u8]>, most: Most) -> (Run, Run, u64) {
         let mut active = Run::default();
         let mut frozen = Run::default();
         let memory = self.memory.read().expect("no panic while it is held");
-        memory.active.range(start, end).all(|(key, cell)| active.take(key, unpack(cell), cells_max));
+        memory.active.range(start, end).all(|(key, cell)| active.take(key, unpack(cell), most));
         if let Some(held) = &memory.frozen {
-            held.table.range(start, end).all(|(key, cell)| frozen.take(key, unpack(cell), cells_max));
+            held.table.range(start, end).all(|(key, cell)| frozen.take(key, unpack(cell), most));
         }
         (active, frozen, memory.freezes)
     }

@@ -12,7 +12,7 @@
 //!     of the file cannot be trusted any more. If it failed while committing, the answer is *unknown*.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering as Atomic;
+use std::sync::atomic::{AtomicBool, Ordering as Atomic};
 use std::thread;
 use std::time::Duration;
 
@@ -26,6 +26,7 @@ use super::leaves;
 use super::mark::Mark;
 use super::memtable::{Packed, pack};
 use super::queue::Request;
+use super::ranges::{Admission, Origin};
 use super::sqlite::{self, Fault};
 use super::{Ending, Shared};
 use crate::answer::{AnswerTo, ApplyAnswer, Failure};
@@ -89,6 +90,7 @@ impl Writer {
 
     /// Commits a batch, merges it, answers it.
     fn commit(&mut self, batch: Vec<Request>) {
+        let batch = self.admit(batch);
         let started = Instant::now();
         let flushed_upto = self.shared.flushed_upto.load(Atomic::Acquire);
         let committed = self.log.commit(&batch, flushed_upto);
@@ -107,6 +109,74 @@ impl Writer {
                 self.failed(batch, failed);
             }
         }
+    }
+
+    /// Answers the mutations that are not to be stored, and leaves out the cells that are not.
+    fn admit(&self, batch: Vec<Request>) -> Vec<Request> {
+        let ranges = &self.shared.ranges;
+        let suspect =
+            |mutation: &Mutation| mutation.cells.iter().any(|(_, cell)| !ranges.is_above_all(cell.stamp));
+        if !batch.iter().filter_map(mutation).any(suspect) {
+            return batch;
+        }
+        let mut given = Vec::new();
+        let mut admitted = Vec::with_capacity(batch.len());
+        for request in batch {
+            match request {
+                Request::Apply { origin, mutation, to } if suspect(&mutation) => {
+                    match self.admit_one(origin, mutation) {
+                        Ok(mutation) => admitted.push(Request::Apply { origin, mutation, to }),
+                        Err(answer) => given.push(Given::Apply(to, answer)),
+                    }
+                }
+                request => admitted.push(request),
+            }
+        }
+        self.hand_out(given);
+        admitted
+    }
+
+    /// What of the mutation is to be stored; or, if nothing, the answer.
+    fn admit_one(&self, origin: Origin, mutation: Arc<Mutation>) -> Result<Arc<Mutation>, ApplyAnswer> {
+        let admit = |cell: &Cell| self.shared.ranges.admit(&mutation.partition, cell.stamp, origin);
+        let mut covered = false;
+        for (_, cell) in &mutation.cells {
+            match admit(cell) {
+                Admission::Take => {}
+                Admission::Covered => covered = true,
+                Admission::Above(above) => return Err(self.refuse_old(&mutation, above)),
+            }
+        }
+        if !covered {
+            return Ok(mutation);
+        }
+        self.shared.stats.mutations_covered.count();
+        let rest = mutation.cells.iter().filter(|(_, cell)| admit(cell) == Admission::Take).cloned();
+        let rest = Mutation { cells: rest.collect(), ..Mutation::clone(&mutation) };
+        if rest.cells.is_empty() { Err(ApplyAnswer::Applied) } else { Ok(Arc::new(rest)) }
+    }
+
+    /// The answer to a write that comes too late: refused, unless it is there, or something newer.
+    fn refuse_old(&self, mutation: &Mutation, above: Stamp) -> ApplyAnswer {
+        let mut newest = None;
+        for (column, cell) in &mutation.cells {
+            let key = key::encode(mutation.table, &mutation.partition, column);
+            match self.shared.view.get(&key, &AtomicBool::new(false)) {
+                Ok(Some(held)) if held.order(cell).is_ge() => {
+                    newest = newest.max(held.order(cell).is_gt().then_some(held.stamp));
+                }
+                _ => {
+                    self.shared.stats.mutations_refused.count();
+                    let why = format!(
+                        "the stamp {} is older than deletions that were collected, or are about to be; use one above \
+                         {above}; nothing was stored",
+                        cell.stamp
+                    );
+                    return ApplyAnswer::Failed(Failure::Refused(why.into()));
+                }
+            }
+        }
+        newest.map_or(ApplyAnswer::Applied, ApplyAnswer::Behind)
     }
 
     fn committed(&mut self, batch: Vec<Request>, committed: Committed) {
@@ -209,7 +279,7 @@ impl Writer {
                     };
                     given.push(Given::Apply(to, answer));
                 }
-                Request::Hint { to, .. } | Request::ForgetHints { to, .. } => {
+                Request::Hint { to, .. } | Request::ForgetHints { to, .. } | Request::Barrier { to } => {
                     given.push(Given::Done(to, Ok(())))
                 }
                 #[cfg(test)]
@@ -250,7 +320,7 @@ impl Writer {
         self.shared.stats.mutations_refused.add(refused as u64);
         let refuse = |request| match request {
             Request::Apply { to, .. } => Some(Given::Apply(to, ApplyAnswer::Failed(failure.clone()))),
-            Request::Hint { to, .. } | Request::ForgetHints { to, .. } => {
+            Request::Hint { to, .. } | Request::ForgetHints { to, .. } | Request::Barrier { to } => {
                 Some(Given::Done(to, Err(failure.clone())))
             }
             #[cfg(test)]
@@ -268,7 +338,14 @@ impl Writer {
     /// Hands a full memtable to the flusher, if it has none.
     fn freeze_if_full(&self) {
         let mut memory = self.shared.view.memory.write().expect("no panic while it is held");
-        if memory.active.bytes() >= self.memtable_bytes_max && memory.frozen.is_none() {
+        let wanted = self.shared.flush_wanted.load(Atomic::Acquire);
+        if wanted && memory.active.len() == 0 && memory.frozen.is_none() {
+            self.shared.flush_wanted.store(false, Atomic::Release);
+            self.shared.flusher_bell.ring();
+            return;
+        }
+        if (memory.active.bytes() >= self.memtable_bytes_max || wanted) && memory.frozen.is_none() {
+            self.shared.flush_wanted.store(false, Atomic::Release);
             memory.freeze(self.log.last());
             self.shared.flusher_bell.ring();
         }

@@ -133,6 +133,15 @@ impl Client {
         Ok(result.outcomes.into_iter().flatten().filter(|outcome| outcome.written.is_some()).count())
     }
 
+    /// `batch` of removals at one level; how many were written.
+    pub fn remove_batch(&mut self, keys: Vec<Vec<u8>>, level: &str) -> Result<usize, CallError> {
+        let removal = |key| RemoveRequest::new(key, self::level(level), None, None);
+        let operations =
+            keys.into_iter().map(|key| Operation::new(None, None, removal(key))).collect::<Vec<_>>();
+        let result = self.call::<method::Batch>(&BatchRequest::new(operations))?.map_err(refused)?;
+        Ok(result.outcomes.into_iter().flatten().filter(|outcome| outcome.written.is_some()).count())
+    }
+
     /// `describe`.
     pub fn describe(&mut self) -> Result<Description, CallError> {
         Ok(self.call::<method::Describe>(&())?.unwrap_or_else(|nothing| match nothing {}))
