@@ -138,11 +138,18 @@ impl Reconciler {
             if how == Counting::Known {
                 return Ok(None);
             }
-            let upto = if leaf.end[..] < *end { &leaf.end } else { end };
-            let scan = self.scan(&at, upto, cut, whole, how, scanned).await?;
-            if whole {
+            if leaf.start == at && leaf.sum.is_none() {
+                // To its first cut, which may come before `end` although its known end does not.
+                let scan = self.scan(&at, &leaf.end, cut, true, how, scanned).await?;
                 self.store.note_leaf(&leaf, &scan);
+                if scan.next[..] <= *end {
+                    total = total.and(scan.counted);
+                    at = scan.next;
+                    continue;
+                }
             }
+            let upto = if leaf.end[..] < *end { &leaf.end } else { end };
+            let scan = self.scan(&at, upto, cut, false, how, scanned).await?;
             total = total.and(scan.counted);
             at = scan.next;
         }
@@ -383,6 +390,7 @@ impl Pass<'_> {
                 Some((key, _)) if !all => crate::store::leaves::behind(key),
                 _ => end.to_vec(),
             };
+            let worked = began.elapsed();
             let request = PeerReconcile {
                 asks: Some(PeerAsks::VERSIONS),
                 range: Some(self.index as i32),
@@ -405,7 +413,7 @@ impl Pass<'_> {
             let their_horizon = answer.cut.as_ref().map_or(Horizon::NONE, wire::horizon);
             self.note_horizon(answer.cut.as_ref());
             let plan = decide::plan(&mine, &theirs, &self.cut, self.collected, their_horizon.stamp);
-            self.me.pace.rest(began, Work::Mend).await;
+            self.me.pace.rest_from(worked, Work::Mend).await;
             moved += self.carry_out(node, &cells, &theirs, &plan, their_horizon).await?;
             at = upto;
         }
@@ -440,7 +448,6 @@ impl Pass<'_> {
         let mut rest = keys;
         let mut fetched = 0;
         while !rest.is_empty() {
-            let began = Instant::now();
             let now = &rest[..rest.len().min(self.me.config.reconcile_batch_cells)];
             let request = PeerReconcile {
                 asks: Some(PeerAsks::FETCH),
@@ -449,18 +456,20 @@ impl Pass<'_> {
                 ..PeerReconcile::default()
             };
             let answer = self.me.ask(node, request).await?;
+            let began = Instant::now();
             let handled = answer.handled.and_then(|handled| usize::try_from(handled).ok()).unwrap_or(0);
             let cells = self.me.check_cells(self.index, answer.cells.unwrap_or_default());
             let cells = cells.map_err(|why| self.odd(node, &why))?;
             if handled == 0 || handled > now.len() || cells.len() > handled {
                 return Err(self.odd(node, "cells that were not asked for"));
             }
+            let worked = began.elapsed();
             self.me.take_in(&cells, under).await.map_err(Stopped::Here)?;
             self.me.stats.reconcile_cells_received.add(cells.len() as u64);
             self.me.stats.reconcile_bytes_received.add(bytes_of(&cells));
             fetched += cells.len() as u64;
             rest = &rest[handled..];
-            self.me.pace.rest(began, Work::Mend).await;
+            self.me.pace.rest_from(worked, Work::Mend).await;
         }
         Ok(fetched)
     }
@@ -479,11 +488,12 @@ impl Pass<'_> {
                 cells: Some(now.iter().map(|(key, cell)| wire::held(key, cell)).collect()),
                 ..PeerReconcile::default()
             };
+            let worked = began.elapsed();
             self.me.ask(node, request).await?;
             self.me.stats.reconcile_cells_sent.add(count as u64);
             self.me.stats.reconcile_bytes_sent.add(bytes_of(now));
             rest = later;
-            self.me.pace.rest(began, Work::Mend).await;
+            self.me.pace.rest_from(worked, Work::Mend).await;
         }
         Ok(())
     }

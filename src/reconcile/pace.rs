@@ -77,9 +77,14 @@ impl Pace {
 
     /// Rests, once enough rest is owed, after work that began at `since`.
     pub async fn rest(&self, since: Instant, work: Work) {
+        self.rest_from(since.elapsed(), work).await;
+    }
+
+    /// Rests, once enough rest is owed, after so much work. What was spent waiting for others is no work.
+    pub async fn rest_from(&self, worked: Duration, work: Work) {
         let due = {
             let mut owed = self.owed.lock().expect("no panic while it is held");
-            *owed += self.rest_after(since.elapsed(), work);
+            *owed += self.rest_after(worked, work);
             if *owed < REST_MIN { Duration::ZERO } else { std::mem::take(&mut *owed) }
         };
         if due.is_zero() {
