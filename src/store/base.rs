@@ -313,7 +313,7 @@ impl BaseWriter {
     }
 
     /// Copies the write-ahead log into the file, which then takes no more space than it needs.
-    pub fn checkpoint_now(&mut self) -> Result<(), StoreError> {
+    pub fn checkpoint_now(&mut self) -> Result<bool, StoreError> {
         self.unchecked_bytes = self.checkpoint_bytes;
         self.checkpoint_if_due()
     }
