@@ -50,7 +50,7 @@ use crate::mutation::Mutation;
 use crate::peer::Peers;
 use crate::ring::Ring;
 use crate::stats::Stats;
-use crate::store::leaves::{Cut, Horizon, Sum};
+use crate::store::leaves::{Cut, Horizon, Sum, table_end, table_start};
 use crate::store::{Origin, Store, StoreError};
 use crate::thrift::chord::{PeerAsks, PeerMemory, PeerReconcile, PeerReconciled};
 
@@ -72,6 +72,9 @@ const PROMISE_ROUNDS: u32 = 5;
 /// How often it is looked whether a server has come up that has not been heard.
 const NEWCOMER_LOOK: Duration = Duration::from_millis(50);
 const INTRODUCED_LOOK: Duration = Duration::from_millis(5);
+
+/// How often it is looked whether a crash left cells that were to be dropped.
+const LEFTOVERS_LOOK: Duration = Duration::from_secs(60);
 
 /// How often a refill says how far it is.
 const REFILL_SAID: Duration = Duration::from_secs(5);
@@ -241,6 +244,7 @@ impl Reconciler {
             (known.incarnation, known.whole)
         };
         self.remember_self(incarnation, whole).await;
+        let mut leftovers_at = Instant::now() + LEFTOVERS_LOOK;
         loop {
             let reached = self.clock.latest();
             self.known().samples.take(Instant::now(), reached);
@@ -248,6 +252,10 @@ impl Reconciler {
             self.gather_promises().await;
             self.look_after_refill().await;
             self.keep_memory().await;
+            if Instant::now() >= leftovers_at {
+                leftovers_at = Instant::now() + LEFTOVERS_LOOK;
+                self.drop_leftovers();
+            }
             let next = Instant::now() + self.round();
             while Instant::now() < next {
                 tokio::time::sleep(NEWCOMER_LOOK.min(self.round())).await;
@@ -732,6 +740,18 @@ impl Reconciler {
             range.collected_at = Some(Instant::now());
         }
         due
+    }
+
+    /// A crash in the middle of dropping leaves cells that count as gone: they are dropped now and then.
+    fn drop_leftovers(&self) {
+        let mut gone = 0;
+        for table in self.store.tables() {
+            let (start, end) = (table_start(table), table_end(table));
+            self.store.each_leaf(&start, &end, |_, sum| gone += sum.map_or(0, |sum| sum.gone));
+        }
+        if gone > 0 {
+            self.store.drop_collected();
+        }
     }
 
     /// A replica has collected further than this server: the next comparison leaves out what it has collected.
