@@ -49,6 +49,8 @@ main() {
   cargo clippy --locked --all-targets -- -D warnings
   begin "documentation"
   RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps
+  begin "deliberate faults apply"
+  deliberate_faults
   begin "release build"
   cargo build --locked --release --bins
   begin "tests"
@@ -99,6 +101,12 @@ generated_code() {
   else
     echo "skipped: no Thrift compiler here (Debian: apt-get install thrift-compiler)"
   fi
+}
+
+# That the tests notice them is for tests/faults.sh, which takes long.
+deliberate_faults() {
+  git apply --check tests/faults/*.patch
+  ls tests/faults | wc -l
 }
 
 rust_tests() {

@@ -51,6 +51,8 @@ pub struct Promises {
     /// No two writes of a key share a stamp. Not promised by clocks of several servers: two that make a stamp in the same
     /// microsecond make the same, and the larger value wins.
     pub unique_stamps: bool,
+    /// A deletion that every replica has is dropped some time later. Without it, it is there in the end.
+    pub deletions_collected: bool,
     /// How many states the search for an order may visit, for each key.
     pub states_max: usize,
 }
@@ -59,7 +61,13 @@ impl Promises {
     /// Those of a cluster that keeps `replicas` copies and is otherwise set up as it comes.
     pub fn of(replicas: usize) -> Promises {
         assert!(replicas > 0);
-        Promises { replicas, read_repair: true, unique_stamps: false, states_max: STATES_MAX }
+        Promises {
+            replicas,
+            read_repair: true,
+            unique_stamps: false,
+            deletions_collected: true,
+            states_max: STATES_MAX,
+        }
     }
 
     /// How many replicas certainly have what was acknowledged at a level. At ANY perhaps none: a hint was enough.

@@ -2,7 +2,8 @@
 //! for later must be there.
 //!
 //!   - the replicas of a key hold the same version
-//!   - it is not older than any acknowledged write, of whatever level
+//!   - it is not older than any acknowledged write, of whatever level; where deletions are collected, a key that nobody
+//!     holds may have been deleted
 //!   - somebody asked for it, and was not refused
 //!   - no other server holds the key, if the ring is given
 //!
@@ -75,21 +76,26 @@ impl Settled {
     pub(super) fn check(&self, ledger: &Ledger, lost: &mut BTreeSet<usize>, findings: &mut Findings) {
         let none = Copies::new();
         let copies = self.copies.get(ledger.key).unwrap_or(&none);
-        self.check_places(ledger.key, copies, findings);
+        self.check_places(ledger, copies, findings);
         for (value, stamp, nodes) in distinct(copies) {
             check_origin(ledger, value, stamp, &nodes, findings);
         }
         check_not_older(ledger, self.newest(ledger.key), copies, lost, findings);
     }
 
-    fn check_places(&self, key: &Bytes, copies: &Copies, findings: &mut Findings) {
+    fn check_places(&self, ledger: &Ledger, copies: &Copies, findings: &mut Findings) {
+        let key = ledger.key;
         let replicas: Vec<NodeId> = match &self.ring {
             Some(ring) => ring.replicas(key).to_vec(),
             None => copies.keys().copied().collect(),
         };
         let held_by = |node: &NodeId| copies.get(node).and_then(Option::as_ref);
         let of_first = replicas.first().and_then(held_by);
-        if replicas.iter().any(|node| held_by(node) != of_first) {
+        // A deletion that all have is dropped by each in its own time.
+        let deleted = |node| held_by(node).is_none_or(|held| held.value.is_none());
+        let some_dropped = replicas.iter().any(|node| held_by(node).is_none());
+        let collected = ledger.promises.deletions_collected && some_dropped && replicas.iter().all(deleted);
+        if !collected && replicas.iter().any(|node| held_by(node) != of_first) {
             let line = |node: &NodeId| format!("server {node} holds {}", tell_held(held_by(node)));
             findings.add(Rule::ReplicasDiffer, key, || replicas.iter().map(line).collect());
         }
@@ -155,6 +161,7 @@ fn check_not_older(
     let at = Moment { us: u64::MAX, asked: ledger.promises.replicas + 1 };
     let missing = match newest {
         Some(newest) => ledger.missing(newest.value.as_ref(), Some(newest.stamp), at, u64::MAX),
+        None if ledger.promises.deletions_collected => ledger.missing(None, None, at, u64::MAX),
         None => ledger.last_acknowledged(at),
     };
     let Some(missing) = missing else { return };

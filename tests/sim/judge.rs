@@ -32,6 +32,7 @@ pub struct Seen<'a> {
 pub fn judge(plan: &Plan, seen: Seen) -> Option<Finding> {
     let promises = Promises {
         read_repair: plan.config.read_repair,
+        deletions_collected: plan.collects(),
         states_max: STATES_MAX,
         ..Promises::of(plan.config.replication_factor.min(plan.nodes))
     };
@@ -46,8 +47,8 @@ pub fn judge(plan: &Plan, seen: Seen) -> Option<Finding> {
     Some(Finding::new(first.rule.name(), first.to_string()))
 }
 
-/// True if the replicas of every key hold the same.
-pub fn all_equal(contents: Contents, ring: &Ring) -> bool {
+/// True if the replicas of every key hold the same. Where deletions are collected, each drops one in its own time.
+pub fn all_equal(contents: Contents, ring: &Ring, collects: bool) -> bool {
     let mut copies: BTreeMap<Vec<u8>, Vec<(NodeId, Cell)>> = BTreeMap::new();
     for (node, cells) in contents {
         for (engine_key, cell) in cells {
@@ -56,8 +57,10 @@ pub fn all_equal(contents: Contents, ring: &Ring) -> bool {
     }
     copies.iter().all(|(engine_key, copies)| {
         let name = key::decode(engine_key).expect("the store checks its keys");
-        copies.len() == ring.replicas(&name.partition).len()
-            && copies.iter().all(|(_, cell)| *cell == copies[0].1)
+        let whole = copies.len() == ring.replicas(&name.partition).len();
+        let deleted = |cell: &Cell| cell.content == Content::Tombstone;
+        (whole && copies.iter().all(|(_, cell)| *cell == copies[0].1))
+            || (collects && !whole && copies.iter().all(|(_, cell)| deleted(cell)))
     })
 }
 

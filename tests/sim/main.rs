@@ -121,6 +121,7 @@ struct Total {
     seeds: u64,
     requests: u64,
     messages: u64,
+    met: world::Met,
     failures: u64,
 }
 
@@ -132,6 +133,7 @@ impl Total {
         self.seeds += 1;
         self.requests += outcome.requests;
         self.messages += outcome.messages;
+        self.met += outcome.met;
         let Some(finding) = outcome.finding else { return true };
         self.failures += 1;
         println!("\nFAILED seed {seed}: {}\n{}\n", finding.rule, finding.story);
@@ -169,7 +171,8 @@ impl Total {
     }
 
     fn say(&self, began: Instant) -> ExitCode {
-        let Total { seeds, requests, messages, failures } = self;
+        let Total { seeds, requests, messages, met, failures } = self;
+        println!("{met:?}");
         let took_s = began.elapsed().as_secs_f64();
         println!(
             "{seeds} seeds, {requests} requests, {messages} messages between servers, {failures} failures, {:.0} requests/s",

@@ -121,6 +121,11 @@ impl Plan {
         }
     }
 
+    /// Deletions are dropped once every replica has them.
+    pub fn collects(&self) -> bool {
+        self.config.reconciliation && self.config.collection
+    }
+
     /// How many steps all clients make.
     pub fn steps(&self) -> usize {
         self.clients.iter().map(Vec::len).sum()
@@ -140,8 +145,8 @@ impl fmt::Display for Plan {
         writeln!(f, "  clocks off by {:?} ms", self.clock_offsets_ms)?;
         writeln!(
             f,
-            "  reconciliation {}, hints for {} s, memtable {} bytes",
-            config.reconciliation, config.hint_window_s, config.memtable_bytes_max
+            "  reconciliation {}, collection {}, hints for {} s, memtable {} bytes",
+            config.reconciliation, config.collection, config.hint_window_s, config.memtable_bytes_max
         )?;
         for (at_ms, fault) in &self.faults {
             writeln!(f, "  {:>9.3} {fault:?}", *at_ms as f64 / 1000.0)?;
@@ -165,6 +170,13 @@ fn config(r: &mut fastrand::Rng, replication_factor: usize) -> Config {
         hint_window_s: if r.u8(..8) == 0 { 2 } else { defaults.hint_window_s },
         speculative_retry: r.bool(),
         reconciliation: r.u8(..4) > 0,
+        reconcile_round_ms: *pick(r, &[100, 1_000, 1_000]),
+        reconcile_lag_ms: *pick(r, &[0, 100, 1_000]),
+        reconcile_list_cells: *pick(r, &[1, 3, 1_024]),
+        reconcile_batch_cells: *pick(r, &[1, 256]),
+        collection: r.u8(..4) > 0,
+        collection_lag_ms: *pick(r, &[0, 200, 10_000]),
+        collection_pause_ms: *pick(r, &[0, 100, 30_000]),
         base_cache_bytes: 100_000,
         ..defaults
     }

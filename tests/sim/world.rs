@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use tetrachord::answer::NodeId;
-use tetrachord::cell::{Cell, Stamp};
+use tetrachord::cell::{Cell, Content, Stamp};
 use tetrachord::check::{Asked, History, Operation, Told};
 use tetrachord::clock::Clock;
 use tetrachord::coordinator::Level;
@@ -47,8 +47,49 @@ pub struct Outcome {
     pub requests: u64,
     /// Calls between servers.
     pub messages: u64,
+    /// What the servers went through.
+    pub met: Met,
     /// If they were asked for.
     pub lines: Vec<String>,
+}
+
+/// What servers went through: that a fault can be noticed at all, its place must be passed.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Met {
+    /// Writes sent again with a newer stamp.
+    pub sent_again: u64,
+    pub hints_delivered: u64,
+    pub read_repairs: u64,
+    pub flushes: u64,
+    pub cells_reconciled: u64,
+    pub cells_collected: u64,
+    /// Ends of processes.
+    pub ends: u64,
+}
+
+impl Met {
+    fn add(&mut self, service: &Service) {
+        let stats = &service.stats;
+        self.sent_again += stats.writes_restamped.get();
+        self.hints_delivered += stats.hints_delivered.get();
+        self.read_repairs += stats.read_repairs.get();
+        self.flushes += stats.flushes.get();
+        self.cells_reconciled += stats.reconcile_cells_taken.get();
+        self.cells_collected += stats.cells_collected.get();
+        self.ends += 1;
+    }
+}
+
+impl std::ops::AddAssign for Met {
+    fn add_assign(&mut self, more: Met) {
+        self.sent_again += more.sent_again;
+        self.hints_delivered += more.hints_delivered;
+        self.read_repairs += more.read_repairs;
+        self.flushes += more.flushes;
+        self.cells_reconciled += more.cells_reconciled;
+        self.cells_collected += more.cells_collected;
+        self.ends += more.ends;
+    }
 }
 
 /// Something that must not be.
@@ -100,6 +141,7 @@ pub fn run(plan: &Plan, readable: bool) -> Outcome {
             sum: world.net.trace.sum(),
             requests: world.history.borrow().operations.len() as u64,
             messages: world.net.messages(),
+            met: *world.met.borrow(),
             lines: world.net.trace.lines(),
         };
         (world, outcome)
@@ -124,8 +166,7 @@ struct World {
     findings: RefCell<Vec<Finding>>,
     /// Outlive every connection.
     vfses: RefCell<Vec<Arc<SimVfs>>>,
-    /// How many writes were sent again with a newer stamp.
-    restamped: std::cell::Cell<u64>,
+    met: RefCell<Met>,
     writes: RefCell<u64>,
 }
 
@@ -173,7 +214,7 @@ impl World {
             last_us: RefCell::new(0),
             findings: RefCell::default(),
             vfses: RefCell::default(),
-            restamped: Default::default(),
+            met: RefCell::default(),
             writes: RefCell::new(0),
         })
     }
@@ -301,7 +342,7 @@ impl World {
         let Some(mut running) = running else { return };
         // Before the disk is gone: what did its readers see?
         let seen = all_cells(&running.core.store).ok();
-        self.count_restamped(&running.core.service);
+        self.met.borrow_mut().add(&running.core.service);
         self.net.trace.say("ended", || format!("{node} ended: {end:?}"));
         self.net.close(node);
         running.peers.close();
@@ -311,11 +352,6 @@ impl World {
             place.disk.end(end);
             place.seen = seen.or(place.seen.take());
         });
-    }
-
-    fn count_restamped(&self, service: &Service) {
-        let more = service.stats.writes_restamped.get();
-        self.restamped.set(self.restamped.get() + more);
     }
 
     fn end_all(&self, end: End) {
@@ -332,6 +368,9 @@ impl World {
         let now: BTreeMap<Vec<u8>, Cell> = now.into_iter().collect();
         for (engine_key, cell) in seen {
             let there = now.get(&engine_key);
+            if there.is_none() && cell.content == Content::Tombstone && self.plan.collects() {
+                continue; // it was collected, and that was on the disk, but not yet seen
+            }
             if there.is_none_or(|there| there.order(&cell).is_lt()) {
                 let story = format!(
                     "server {node} showed {} {cell:?} before it ended and {there:?} after its start",
@@ -602,9 +641,9 @@ impl World {
         if !self.findings.borrow().is_empty() {
             return;
         }
+        let mut met = *self.met.borrow();
         for node in self.ids() {
-            let (service, _) = self.service(node).expect("it was started");
-            self.count_restamped(&service);
+            met.add(&self.service(node).expect("it was started").0);
         }
         let found = judge::judge(
             &self.plan,
@@ -612,7 +651,7 @@ impl World {
                 history: &self.history.borrow(),
                 contents: self.contents(),
                 ring: &self.ring,
-                sent_again: self.restamped.get() > 0,
+                sent_again: met.sent_again > 0,
             },
         );
         if let Some(finding) = found {
@@ -647,7 +686,7 @@ impl World {
     /// With it, all replicas become equal by themselves. If they do not, the judges say how they differ.
     async fn until_equal(&self) {
         let deadline = Instant::now() + EQUAL_WITHIN;
-        while !judge::all_equal(self.contents(), &self.ring) {
+        while !judge::all_equal(self.contents(), &self.ring, self.plan.collects()) {
             if Instant::now() > deadline {
                 return self.find("replicas become equal", self.how_they_differ());
             }
