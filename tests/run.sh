@@ -105,8 +105,11 @@ generated_code() {
 
 # That the tests notice them is for tests/faults.sh, which takes long.
 deliberate_faults() {
-  git apply --check tests/faults/*.patch
-  ls tests/faults | wc -l
+  local fault
+  for fault in tests/faults/*.patch; do
+    git apply --check "$fault"
+    echo "$fault"
+  done
 }
 
 rust_tests() {
