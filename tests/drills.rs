@@ -277,13 +277,13 @@ fn a_later_quorum_put_wins_whatever_the_wall_clocks_say() {
 /// Small limits, so that little data is much.
 const SMALL: &str = "memtable_bytes_max = 1000000\nbase_cache_bytes = 1000000\nbase_mmap_bytes = 0\n";
 
-/// What a server of the small limits may take: two memtables, caches, buffers and the program itself came to 36 MB. Less
-/// than the 60 MB that each of four servers holds of 80,000 keys.
-const SMALL_RESIDENT_KB_MAX: u64 = 45_000;
+/// What a server of the small limits may take: two memtables, caches, buffers, what is being compared and the program
+/// itself came to 41 to 48 MB. Less than the 90 MB that each of four servers holds of 120,000 keys.
+const SMALL_RESIDENT_KB_MAX: u64 = 60_000;
 
 #[test]
 fn data_of_many_times_the_memory_budget_is_kept_within_bounds() {
-    large_data(80_000, SMALL_RESIDENT_KB_MAX);
+    large_data(120_000, SMALL_RESIDENT_KB_MAX);
 }
 
 /// 2 million keys of 1 KB: a gigabyte and a half on each server. Half an hour on a small machine and 10 GB of disk:
