@@ -60,7 +60,7 @@ impl StatsReport {
                 self.row(name, |_, counted| text::signed(counted.values.get(name).copied().unwrap_or(0))),
             );
         }
-        let mut out = table(&rows);
+        let mut out = text::columns(&rows);
         for (node, counted) in &self.servers {
             if let Err(why) = counted {
                 out += &format!("server {node}  DOWN  {why}\n");
@@ -83,21 +83,4 @@ impl StatsReport {
         };
         json!({"servers": self.servers.iter().map(server).collect::<Vec<_>>(), "exit": self.exit_code()})
     }
-}
-
-/// The first column to the left, the others to the right.
-fn table(rows: &[Vec<String>]) -> String {
-    let columns = rows.first().map_or(0, Vec::len);
-    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
-    let widths: Vec<usize> = (0..columns).map(width).collect();
-    let mut out = String::new();
-    for row in rows {
-        let mut line = format!("{:<width$}", row[0], width = widths[0]);
-        for (cell, width) in row.iter().zip(&widths).skip(1) {
-            line += &format!("  {cell:>width$}");
-        }
-        out += line.trim_end();
-        out.push('\n');
-    }
-    out
 }

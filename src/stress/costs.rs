@@ -7,8 +7,9 @@ use std::fmt::Write as _;
 
 use serde::{Deserialize, Serialize};
 
-use super::report::{Seen, columns, mib, rounded};
+use super::report::{Seen, mib, rounded};
 use super::servers::State;
+use crate::client::text;
 
 /// What a run took, by operation. `None` is what could not be found out.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -141,7 +142,7 @@ impl Costs {
         ]);
         let tool = number(self.tool_cpu_us, 1);
         rows.push(["this tool".to_owned(), tool, String::new(), String::new(), String::new(), String::new()]);
-        let mut table = columns(&rows);
+        let mut table = text::columns(&rows);
         if let Some(batch) = self.batch {
             writeln!(table, "{batch:.1} mutations in a transaction of a commit log, on average")
                 .expect("writing to memory cannot fail");

@@ -307,18 +307,7 @@ fn tables(run: &Run, other: Option<&Run>) -> String {
             } else {
                 figures.kind.clone()
             };
-            rows.push(vec![
-                name,
-                text::count(figures.operations),
-                text::count(figures.per_second.round() as u64),
-                ms(figures.mean_us.round() as u64),
-                ms(figures.p50_us),
-                ms(figures.p95_us),
-                ms(figures.p99_us),
-                ms(figures.p999_us),
-                ms(figures.max_us),
-                figures.durability.clone(),
-            ]);
+            rows.push(figures.cells(name).to_vec());
         }
     }
     let head = ["", "operations", "a second", "mean", "p50", "p95", "p99", "p99.9", "max", "durability"];

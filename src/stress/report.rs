@@ -5,7 +5,6 @@
 //!
 //! Not here: what it cost (`costs`), pictures (`page`), two runs side by side (`compare`).
 
-use std::fmt::Write as _;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -489,41 +488,30 @@ pub fn progress(stretch: &Stretch, warm_up_s: u64) -> String {
 
 // ------------------------------------------------------------------------------------------------ text
 
+impl Figures {
+    /// A row of the table of latencies, which begins with `name`.
+    pub(super) fn cells(&self, name: String) -> [String; 10] {
+        [
+            name,
+            text::count(self.operations),
+            text::count(self.per_second.round() as u64),
+            ms_of(self.mean_us),
+            ms(self.p50_us),
+            ms(self.p95_us),
+            ms(self.p99_us),
+            ms(self.p999_us),
+            ms(self.max_us),
+            self.durability.clone(),
+        ]
+    }
+}
+
 fn figures_table(kinds: &[Figures], all: &Figures) -> String {
     let head = ["ms", "operations", "a second", "mean", "p50", "p95", "p99", "p99.9", "max", "durability"];
     let mut rows = vec![head.map(str::to_owned)];
     let several = if kinds.len() == 1 { None } else { Some(all) };
-    for figures in kinds.iter().chain(several) {
-        rows.push([
-            figures.kind.clone(),
-            text::count(figures.operations),
-            text::count(figures.per_second.round() as u64),
-            ms_of(figures.mean_us),
-            ms(figures.p50_us),
-            ms(figures.p95_us),
-            ms(figures.p99_us),
-            ms(figures.p999_us),
-            ms(figures.max_us),
-            figures.durability.clone(),
-        ]);
-    }
-    columns(&rows)
-}
-
-/// The first column to the left, the others to the right.
-pub(super) fn columns<const N: usize>(rows: &[[String; N]]) -> String {
-    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
-    let widths: Vec<usize> = (0..N).map(width).collect();
-    let mut out = String::new();
-    for row in rows {
-        let mut line = format!("{:<width$}", row[0], width = widths[0]);
-        for (cell, width) in row.iter().zip(&widths).skip(1) {
-            write!(line, "  {cell:>width$}").expect("writing to memory cannot fail");
-        }
-        out.push_str(line.trim_end());
-        out.push('\n');
-    }
-    out
+    rows.extend(kinds.iter().chain(several).map(|figures| figures.cells(figures.kind.clone())));
+    text::columns(&rows)
 }
 
 /// Microseconds as milliseconds, with the digits that mean something.

@@ -144,6 +144,10 @@ impl SimDisk {
         self.state().fuse = Some((operations.max(1), end));
     }
 
+    pub fn put_out_fuse(&self) {
+        self.state().fuse = None;
+    }
+
     /// Notified when a fuse has burned; then [`SimDisk::take_burned`] says how the node is to end.
     pub fn on_burned(&self) -> Arc<tokio::sync::Notify> {
         self.state().on_burned.clone()

@@ -179,7 +179,7 @@ struct Place {
     running: Option<Running>,
     /// What a reader saw when it was killed: it must be there when it is started again.
     seen: Option<Vec<(Vec<u8>, Cell)>>,
-    /// When it last began or ended to be held up by a fault.
+    /// A fault once held it up, so that its requests may have taken longer.
     held_up: bool,
 }
 
@@ -518,7 +518,7 @@ impl World {
         for node in self.ids() {
             self.place(node, |place| {
                 place.disk.set_trouble(Trouble::default());
-                place.disk.light_fuse(u32::MAX, End::Kill);
+                place.disk.put_out_fuse();
                 place.disk_pause_ms.store(self.plan.disk_pause_ms, Ordering::Relaxed);
             });
             let refuses = self.store(node).is_some_and(|store| store.not_writable().is_some());
