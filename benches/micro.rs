@@ -257,9 +257,14 @@ fn scattered(number: u32) -> [u8; 16] {
     u128::from(number).wrapping_mul(0x9E37_79B9_7F4A_7C15_F39C_C060_5CED_C835).to_be_bytes()
 }
 
-fn packed(number: u32, stamp: i64) -> memtable::Packed {
+fn boxed(number: u32, stamp: i64) -> (Box<[u8]>, Box<[u8]>) {
     let engine_key = key::encode(KV_TABLE, &scattered(number), b"");
     (engine_key.into_boxed_slice(), memtable::pack(&value_cell(stamp)))
+}
+
+fn packed(number: u32, stamp: i64) -> memtable::Packed {
+    let engine_key = key::encode(KV_TABLE, &scattered(number), b"");
+    (engine_key[..].into(), memtable::pack(&value_cell(stamp)))
 }
 
 fn insert() -> Work {
@@ -274,7 +279,7 @@ fn insert() -> Work {
 
 fn insert_map() -> Work {
     Box::new(|| {
-        let map: BTreeMap<Box<[u8]>, Box<[u8]>> = (0..KEYS).map(|number| packed(number, 1)).collect();
+        let map: BTreeMap<Box<[u8]>, Box<[u8]>> = (0..KEYS).map(|number| boxed(number, 1)).collect();
         black_box(map.len());
     })
 }
@@ -294,7 +299,7 @@ fn merge_in_map() -> Work {
     Box::new(move || {
         stamp += 1;
         (0..KEYS).for_each(|number| {
-            let (engine_key, cell) = packed(number, stamp);
+            let (engine_key, cell) = boxed(number, stamp);
             black_box(map.insert(engine_key, cell));
         });
     })

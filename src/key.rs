@@ -44,20 +44,34 @@ pub struct MalformedKey {
 
 /// The engine key of a cell.
 pub fn encode(table: TableId, partition: &[u8], column: &[u8]) -> Vec<u8> {
-    let mut key = partition_start(table, partition, column.len());
-    key.extend_from_slice(column);
+    let mut key = Vec::with_capacity(2 + partition.len() + 2 + column.len());
+    encode_into(&mut key, table, partition, column);
     key
+}
+
+/// Appends the engine key of a cell to `key`.
+pub fn encode_into(key: &mut Vec<u8>, table: TableId, partition: &[u8], column: &[u8]) {
+    key.extend_from_slice(&table.0.to_be_bytes());
+    let mut rest = partition;
+    while let Some(zero) = rest.iter().position(|&byte| byte == 0) {
+        key.extend_from_slice(&rest[..zero]);
+        key.extend_from_slice(&[0, 1]);
+        rest = &rest[zero + 1..];
+    }
+    key.extend_from_slice(rest);
+    key.extend_from_slice(&[0, 0]);
+    key.extend_from_slice(column);
 }
 
 /// Every engine key of the partition starts with this, and no other key does.
 pub fn partition_prefix(table: TableId, partition: &[u8]) -> Vec<u8> {
-    partition_start(table, partition, 0)
+    encode(table, partition, &[])
 }
 
 /// The least byte string that is larger than every engine key of `table` with a partition key up to and including
 /// `partition`. Engine keys of partitions in (a, b] are those in [after_partition(a), after_partition(b)).
 pub fn after_partition(table: TableId, partition: &[u8]) -> Vec<u8> {
-    let mut key = partition_start(table, partition, 0);
+    let mut key = encode(table, partition, &[]);
     let last = key.len() - 1;
     key[last] = 1; // 00 00 is the terminator, 00 01 an escaped zero byte: what follows is a longer partition key
     key
@@ -81,20 +95,6 @@ pub fn decode(key: &[u8]) -> Result<CellKey, MalformedKey> {
     }
     let table = TableId(u16::from_be_bytes(*table));
     Ok(CellKey { table, partition: Bytes::from(partition), column: Bytes::copy_from_slice(rest) })
-}
-
-fn partition_start(table: TableId, partition: &[u8], spare: usize) -> Vec<u8> {
-    let mut key = Vec::with_capacity(2 + partition.len() + 2 + spare);
-    key.extend_from_slice(&table.0.to_be_bytes());
-    let mut rest = partition;
-    while let Some(zero) = rest.iter().position(|&byte| byte == 0) {
-        key.extend_from_slice(&rest[..zero]);
-        key.extend_from_slice(&[0, 1]);
-        rest = &rest[zero + 1..];
-    }
-    key.extend_from_slice(rest);
-    key.extend_from_slice(&[0, 0]);
-    key
 }
 
 #[cfg(test)]

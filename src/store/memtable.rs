@@ -8,26 +8,89 @@
 //!
 //! Not here: when to freeze (`writer`), how the frozen one gets into the base (`flush`).
 
+use std::borrow::Borrow;
 use std::cmp::Ordering;
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
-use std::ops::Bound;
+use std::ops::{Bound, Deref};
 use std::sync::Arc;
 
 use tokio::time::Instant;
 
 use crate::cell::{Cell, Stamp};
 
-/// Bytes one entry takes beyond its key and cell: two boxes in a half-filled tree node, and the allocator's share.
+/// Bytes one entry takes beyond its key and cell: its place in a tree node, some of which are empty, and the
+/// allocator's share.
 const ENTRY_OVERHEAD_BYTES: usize = 96;
 
+/// Keys up to this length are kept in the tree's nodes.
+const SHORT_KEY_BYTES: usize = 30;
+
+/// An engine key. Short ones are kept in place, so that a search through the tree, which mostly waits for memory, has no
+/// pointer to follow at each comparison.
+#[derive(Clone, Debug)]
+pub(super) enum Key {
+    Short { len: u8, bytes: [u8; SHORT_KEY_BYTES] },
+    Long(Box<[u8]>),
+}
+
+impl From<&[u8]> for Key {
+    fn from(key: &[u8]) -> Key {
+        let mut bytes = [0; SHORT_KEY_BYTES];
+        match bytes.get_mut(..key.len()) {
+            Some(start) => {
+                start.copy_from_slice(key);
+                Key::Short { len: key.len() as u8, bytes }
+            }
+            None => Key::Long(key.into()),
+        }
+    }
+}
+
+impl Deref for Key {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        match self {
+            Key::Short { len, bytes } => &bytes[..usize::from(*len)],
+            Key::Long(bytes) => bytes,
+        }
+    }
+}
+
+impl Borrow<[u8]> for Key {
+    fn borrow(&self) -> &[u8] {
+        self
+    }
+}
+
+impl PartialEq for Key {
+    fn eq(&self, other: &Key) -> bool {
+        **self == **other
+    }
+}
+
+impl Eq for Key {}
+
+impl PartialOrd for Key {
+    fn partial_cmp(&self, other: &Key) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for Key {
+    fn cmp(&self, other: &Key) -> Ordering {
+        (**self).cmp(&**other)
+    }
+}
+
 /// An engine key and an encoded cell, as the memtable keeps them.
-pub(super) type Packed = (Box<[u8]>, Box<[u8]>);
+pub(super) type Packed = (Key, Box<[u8]>);
 
 /// Sorted cells, by engine key.
 #[derive(Default)]
 pub(super) struct Memtable {
-    cells: BTreeMap<Box<[u8]>, Box<[u8]>>,
+    cells: BTreeMap<Key, Box<[u8]>>,
     /// Keys, cells and their overhead.
     bytes: usize,
     /// The largest stamp of its cells.
@@ -200,7 +263,7 @@ mod tests {
     use crate::cell::Content;
 
     fn packed(key: &[u8], stamp: i64, value: &[u8]) -> Packed {
-        (key.into(), pack(&Cell { stamp: Stamp(stamp), content: Content::Value(value) }))
+        (Key::from(key), pack(&Cell { stamp: Stamp(stamp), content: Content::Value(value) }))
     }
 
     #[test]
@@ -229,6 +292,18 @@ mod tests {
         assert_eq!(memory.get(b"a").unwrap().stamp, Stamp(4));
         assert_eq!(memory.active.bytes(), entry_bytes(&packed(b"a", 4, b"newer")));
         assert_eq!(memory.merge(packed(b"a", 2, b"late")), Some(Stamp(4)), "the newest of those that win");
+    }
+
+    #[test]
+    fn keys_of_every_length_keep_their_order() {
+        let long = vec![7; SHORT_KEY_BYTES + 1];
+        let keys: [&[u8]; 6] = [b"", b"\0", &long[..3], &long[..SHORT_KEY_BYTES], &long, b"\x08"];
+        for a in keys {
+            assert_eq!(&*Key::from(a), a);
+            for b in keys {
+                assert_eq!(Key::from(a).cmp(&Key::from(b)), a.cmp(b));
+            }
+        }
     }
 
     #[test]

@@ -152,7 +152,7 @@ fn read_row(row: &Row<'_>, sequence: i64) -> Option<Packed> {
     if sqlite::integer(row, 8)? != row_checksum(sequence, table, partition, column, &cell) {
         return None;
     }
-    Some((key::encode(table, partition, column).into_boxed_slice(), memtable::pack(&cell)))
+    Some((key::encode(table, partition, column)[..].into(), memtable::pack(&cell)))
 }
 
 /// Over all that a row says.

@@ -221,12 +221,14 @@ impl Writer {
         while !rest.is_empty() {
             let (now, later) = rest.split_at(one_hold(rest));
             // Allocated before the lock is taken.
-            let packed: Vec<Vec<Packed>> = now.iter().map(|mutation| pack_cells(mutation)).collect();
+            let mut packed = pack_cells(now);
             let mut memory = self.shared.view.memory.write().expect("no panic while it is held");
             // Before the cells are there, but under this lock: who sees the leaf unwritten from now on, sees the cells.
-            self.shared.leaves.written(packed.iter().flat_map(|cells| leaves::keys(cells)));
-            for cells in packed {
-                behind.push(cells.into_iter().filter_map(|cell| memory.merge(cell)).max());
+            self.shared.leaves.written(leaves::keys(&packed));
+            let mut packed = packed.drain(..);
+            for mutation in now {
+                let cells = packed.by_ref().take(mutation.cells.len());
+                behind.push(cells.filter_map(|cell| memory.merge(cell)).max());
             }
             rest = later;
         }
@@ -453,11 +455,18 @@ fn mutation(request: &Request) -> Option<&Mutation> {
     }
 }
 
-fn pack_cells(mutation: &Mutation) -> Vec<Packed> {
-    let packed = |(column, cell): &(Bytes, Cell)| {
-        (key::encode(mutation.table, &mutation.partition, column).into_boxed_slice(), pack(cell))
-    };
-    mutation.cells.iter().map(packed).collect()
+/// The cells of all mutations, in order.
+fn pack_cells(mutations: &[&Mutation]) -> Vec<Packed> {
+    let mut key = Vec::new();
+    let mut packed = Vec::with_capacity(mutations.iter().map(|mutation| mutation.cells.len()).sum());
+    for mutation in mutations {
+        for (column, cell) in &mutation.cells {
+            key.clear();
+            key::encode_into(&mut key, mutation.table, &mutation.partition, column);
+            packed.push((key[..].into(), pack(cell)));
+        }
+    }
+    packed
 }
 
 /// How many of the mutations are merged under one hold of the lock: whole ones, at least one.
