@@ -2,12 +2,13 @@
 //!
 //! Whoever asks makes one [`Answers`], hands an [`AnswerTo`] to each replica asked, and awaits them one by one.
 //! Every `AnswerTo` yields exactly one answer: dropping it unsent answers [`Failure::Abandoned`], so a request never
-//! waits for somebody who has gone. Counting answers is the coordinator's business (`coordinator`).
+//! waits for somebody who has gone. Answers that come after the request is done are handed over ([`Late`]).
+//! Counting answers is the coordinator's business (`coordinator`).
 
 use std::collections::VecDeque;
 use std::fmt;
 use std::future::poll_fn;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::task::{Poll, Waker};
 
 use bytes::Bytes;
@@ -109,7 +110,8 @@ impl<T: Send, E: From<Failure> + Send> Answer for Result<T, E> {
 
 /// The answers of one request, in the order in which they come.
 pub struct Answers<T: Answer> {
-    shared: Arc<Shared<T>>,
+    /// Made with the first [`AnswerTo`]: most requests expect no answers of some kind.
+    shared: Option<Arc<Shared<T>>>,
     /// How many [`AnswerTo`] were handed out whose answer was not taken yet.
     due: usize,
 }
@@ -127,13 +129,29 @@ struct Shared<T> {
 
 struct Inbox<T> {
     ready: VecDeque<(NodeId, T)>,
-    waiting: Option<Waker>,
+    waiting: Waiting<T>,
+}
+
+/// Who is told of an answer.
+enum Waiting<T> {
+    Nobody,
+    /// The task that awaits it.
+    Task(Waker),
+    /// See [`Answers::hand_over`]; and how many answers are due.
+    Late(Box<dyn Late<T>>, usize),
+}
+
+/// Takes the answers that nobody awaits any more.
+pub trait Late<T>: Send {
+    /// One more. Called where it is given: must neither block nor touch these answers.
+    fn note(&mut self, node: NodeId, answer: T);
+    /// That was the last.
+    fn end(self: Box<Self>);
 }
 
 impl<T: Answer> Default for Answers<T> {
     fn default() -> Self {
-        let inbox = Inbox { ready: VecDeque::new(), waiting: None };
-        Answers { shared: Arc::new(Shared { inbox: Mutex::new(inbox) }), due: 0 }
+        Answers { shared: None, due: 0 }
     }
 }
 
@@ -141,7 +159,11 @@ impl<T: Answer> Answers<T> {
     /// One answer more is due, from `node`.
     pub fn expect(&mut self, node: NodeId) -> AnswerTo<T> {
         self.due += 1;
-        AnswerTo { node, shared: Some(self.shared.clone()) }
+        let shared = self.shared.get_or_insert_with(|| {
+            let inbox = Inbox { ready: VecDeque::new(), waiting: Waiting::Nobody };
+            Arc::new(Shared { inbox: Mutex::new(inbox) })
+        });
+        AnswerTo { node, shared: Some(shared.clone()) }
     }
 
     /// How many answers are still to be taken.
@@ -151,15 +173,16 @@ impl<T: Answer> Answers<T> {
 
     /// The next answer; `None` when none is due. Cancel-safe.
     pub async fn next(&mut self) -> Option<(NodeId, T)> {
-        if self.due == 0 {
-            return None;
-        }
+        let shared = self.shared.as_ref().filter(|_| self.due > 0)?;
         let answer = poll_fn(|cx| {
-            let mut inbox = self.shared.inbox.lock().expect("no panic while it is held");
+            let mut inbox = shared.inbox();
             match inbox.ready.pop_front() {
                 Some(answer) => Poll::Ready(answer),
                 None => {
-                    inbox.waiting = Some(cx.waker().clone());
+                    match &mut inbox.waiting {
+                        Waiting::Task(waker) => waker.clone_from(cx.waker()),
+                        waiting => *waiting = Waiting::Task(cx.waker().clone()),
+                    }
                     Poll::Pending
                 }
             }
@@ -167,6 +190,24 @@ impl<T: Answer> Answers<T> {
         .await;
         self.due -= 1;
         Some(answer)
+    }
+
+    /// Nobody waits for the answers still due: `late` takes them as they are given, without a task of its own. Since
+    /// every [`AnswerTo`] yields an answer, it is told the end.
+    pub fn hand_over(self, mut late: Box<dyn Late<T>>) {
+        let mut due = self.due;
+        if let Some(shared) = self.shared {
+            let mut inbox = shared.inbox();
+            for (node, answer) in inbox.ready.drain(..) {
+                late.note(node, answer);
+                due -= 1;
+            }
+            if due > 0 {
+                inbox.waiting = Waiting::Late(late, due);
+                return;
+            }
+        }
+        late.end();
     }
 }
 
@@ -182,16 +223,30 @@ impl<T: Answer> AnswerTo<T> {
     }
 
     fn give(&mut self, answer: T) {
-        if let Some(shared) = self.shared.take() {
-            let waiting = {
-                let mut inbox = shared.inbox.lock().expect("no panic while it is held");
-                inbox.ready.push_back((self.node, answer));
-                inbox.waiting.take()
-            };
-            if let Some(waker) = waiting {
-                waker.wake();
+        let Some(shared) = self.shared.take() else { return };
+        let mut inbox = shared.inbox();
+        if let Waiting::Late(late, due) = &mut inbox.waiting {
+            late.note(self.node, answer);
+            *due -= 1;
+            if *due > 0 {
+                return;
             }
+        } else {
+            inbox.ready.push_back((self.node, answer));
         }
+        let waiting = std::mem::replace(&mut inbox.waiting, Waiting::Nobody);
+        drop(inbox); // who is told may lock others
+        match waiting {
+            Waiting::Nobody => {}
+            Waiting::Task(waker) => waker.wake(),
+            Waiting::Late(late, _) => late.end(),
+        }
+    }
+}
+
+impl<T> Shared<T> {
+    fn inbox(&self) -> MutexGuard<'_, Inbox<T>> {
+        self.inbox.lock().expect("no panic while it is held")
     }
 }
 
@@ -224,6 +279,38 @@ mod tests {
         assert_eq!(answers.next().await, Some((NodeId(2), ApplyAnswer::Applied)));
         assert_eq!(answers.next().await, Some((NodeId(1), ApplyAnswer::Behind(Stamp(7)))));
         assert_eq!(answers.next().await, None);
+    }
+
+    struct Noted(std::sync::mpsc::Sender<Option<(NodeId, ApplyAnswer)>>);
+
+    impl Late<ApplyAnswer> for Noted {
+        fn note(&mut self, node: NodeId, answer: ApplyAnswer) {
+            self.0.send(Some((node, answer))).unwrap();
+        }
+        fn end(self: Box<Self>) {
+            self.0.send(None).unwrap();
+        }
+    }
+
+    #[tokio::test]
+    async fn what_is_handed_over_hears_every_answer_and_then_the_end() {
+        for given_before in 0..=2 {
+            let mut answers = Answers::default();
+            let awaited = answers.expect(NodeId(0));
+            let mut due = vec![answers.expect(NodeId(1)), answers.expect(NodeId(2))];
+            awaited.send(ApplyAnswer::Applied);
+            assert!(answers.next().await.is_some());
+            due.drain(..given_before).for_each(|to| to.send(ApplyAnswer::Applied));
+            let (sender, heard) = std::sync::mpsc::channel();
+            answers.hand_over(Box::new(Noted(sender)));
+            drop(due);
+            let heard: Vec<_> = heard.iter().collect();
+            let answer = |node| {
+                let answer = if node <= given_before { ApplyAnswer::Applied } else { Answer::abandoned() };
+                Some((NodeId(node as u32), answer))
+            };
+            assert_eq!(heard, [answer(1), answer(2), None]);
+        }
     }
 
     #[tokio::test]

@@ -29,9 +29,10 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
+use tokio::runtime::Handle;
 use tokio::time::Instant;
 
-use crate::answer::{Answers, ApplyAnswer, Failure, NodeId, ReadAnswer};
+use crate::answer::{Answers, ApplyAnswer, Failure, Late, NodeId, ReadAnswer};
 use crate::cell::{Cell, Stamp};
 use crate::config::Config;
 use crate::handoff::Handoff;
@@ -66,6 +67,8 @@ pub struct Coordinator {
     /// Times of reads that asked other servers, since the last renewal.
     recent_reads: Distribution,
     random: Mutex<fastrand::Rng>,
+    /// Where what outlives a request is done: the last answer may be given on a thread of the store.
+    runtime: Handle,
 }
 
 /// A write that met its level.
@@ -164,7 +167,7 @@ pub enum Stamping {
 }
 
 impl Coordinator {
-    /// For server `me`; `seed` decides what is left to chance.
+    /// For server `me`; `seed` decides what is left to chance. Must be called on the runtime that is to do the work.
     #[allow(clippy::too_many_arguments)] // the parts it stands on, named once in `node`
     pub fn new(
         me: NodeId,
@@ -193,6 +196,7 @@ impl Coordinator {
             speculate_after_us,
             recent_reads: Distribution::default(),
             random,
+            runtime: Handle::current(),
         }
     }
 
@@ -240,7 +244,7 @@ impl Coordinator {
         trace.note(|| format!("server {} coordinates, stamp {stamp}, {level}", self.me));
         let op = WriteOp::new(level, &alive, &absent, stamping != Stamping::Clock);
         let deadline = start + self.config.write_timeout();
-        let round = Round { op, outgoing: Outgoing::new(mutation), unsettled, admitted, deadline };
+        let round = Round { op, outgoing: Outgoing::new(mutation), unsettled, _admitted: admitted, deadline };
         self.run_rounds(round, level, &absent, trace).await
     }
 
@@ -367,36 +371,34 @@ impl Coordinator {
         *answer == ApplyAnswer::Failed(Failure::Unreachable) && self.members.state(node) == State::Suspect
     }
 
-    /// Awaits, in the background, the answers that the client does not wait for. Whoever fails gets a hint.
-    fn settle(self: &Arc<Self>, round: Round, answers: Answers<ApplyAnswer>, hints: Answers<Hinted>) {
-        if round.op.owed().next().is_some() || hints.due() > 0 {
-            tokio::spawn(self.clone().settle_late(round, answers, hints));
+    /// Sees to the answers that the client does not wait for. Whoever fails gets a hint.
+    fn settle(self: &Arc<Self>, round: Round, answers: Answers<ApplyAnswer>, mut hints: Answers<Hinted>) {
+        let mut late = Box::new(LateWrite { coordinator: self.clone(), round });
+        if hints.due() == 0 {
+            return answers.hand_over(late);
         }
+        tokio::spawn(async move {
+            while let Some((node, outcome)) = hints.next().await {
+                late.round.op.note_hint(node, outcome);
+            }
+            answers.hand_over(late);
+        });
     }
 
-    async fn settle_late(
-        self: Arc<Self>,
-        mut round: Round,
-        mut answers: Answers<ApplyAnswer>,
-        mut hints: Answers<Hinted>,
-    ) {
-        let late = async {
-            while let Some((node, outcome)) = hints.next().await {
-                round.op.note_hint(node, outcome);
-            }
-            while let Some((node, answer)) = answers.next().await {
-                round.op.note(node, answer);
-            }
-        };
-        // After the deadline whoever is silent gets a hint too; it may have the mutation, which does no harm.
-        let _ = tokio::time::timeout_at(round.deadline, late).await;
+    /// Nobody owes the write an answer any more. A silent server has been given up by now and gets a hint too; it may
+    /// have the mutation, which does no harm.
+    fn settled(self: Arc<Self>, round: Round) {
         // This server keeps no hints for itself, but a full queue passes.
         let can_be_made_up = |(node, failure): &(NodeId, Option<&Failure>)| {
             *node != self.me || *failure == Some(&Failure::Overloaded)
         };
-        let missing = round.op.owed().filter(can_be_made_up).map(|(node, _)| node).collect();
-        self.make_up(&round.outgoing, missing).await;
-        drop((round.admitted, round.unsettled)); // now nothing of this request is under way
+        let missing: Vec<NodeId> = round.op.owed().filter(can_be_made_up).map(|(node, _)| node).collect();
+        if !missing.is_empty() {
+            self.runtime.clone().spawn(async move {
+                self.make_up(&round.outgoing, missing).await;
+                drop(round); // now nothing of this request is under way
+            });
+        }
     }
 
     /// Keeps hints for the servers that miss the mutation, again and again while this server's own log is too busy.
@@ -759,8 +761,25 @@ struct Round {
     outgoing: Outgoing,
     /// Its stamp; others are told that it is under way.
     unsettled: Unsettled,
-    admitted: Admitted,
+    /// Given back when nothing of the request is under way any more.
+    _admitted: Admitted,
     deadline: Instant,
+}
+
+/// A write whose client has its answer, or its refusal, while some replicas owe theirs.
+struct LateWrite {
+    coordinator: Arc<Coordinator>,
+    round: Round,
+}
+
+impl Late<ApplyAnswer> for LateWrite {
+    fn note(&mut self, node: NodeId, answer: ApplyAnswer) {
+        self.round.op.note(node, answer);
+    }
+
+    fn end(self: Box<Self>) {
+        self.coordinator.settled(self.round);
+    }
 }
 
 impl Round {
