@@ -1,8 +1,9 @@
 //! The calls to one other server: those waiting to be sent and those under way.
 //!
 //! A call is encoded by whoever makes it, straight into the buffer that the link's task writes next, so what is
-//! ready together leaves in one system call and nothing is allocated for a frame. This is plain state behind the
-//! link's lock: no await, no socket.
+//! ready together leaves in one system call and nothing is allocated for a frame. Mutations that follow one another
+//! there become one call: it is read, answered and accounted for once. This is plain state behind the link's lock: no
+//! await, no socket.
 //!
 //! What must always be true: a call is in at most one place, so it is answered exactly once; the number of calls,
 //! their bytes, and the bytes not yet written are each within their bound.
@@ -10,8 +11,10 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use bytes::Bytes;
 use tokio::time::Instant;
 
+use super::frame;
 use crate::answer::{AnswerTo, ApplyAnswer, Failure, ReadAnswer};
 use crate::thrift::chord::PeerReconciled;
 
@@ -32,8 +35,8 @@ pub(super) struct Limits {
 
 /// What was asked and who is to be told.
 pub(super) enum Asked {
-    /// One mutation.
-    Apply(AnswerTo<ApplyAnswer>),
+    /// Mutations of different requests.
+    Apply(Vec<AnswerTo<ApplyAnswer>>),
     /// Many mutations.
     ApplyBatch {
         /// How many.
@@ -56,10 +59,20 @@ impl Asked {
     /// Answers with a failure.
     pub(super) fn fail(self, failure: Failure) {
         match self {
-            Asked::Apply(to) => to.send(ApplyAnswer::Failed(failure)),
+            Asked::Apply(all) => {
+                all.into_iter().for_each(|to| to.send(ApplyAnswer::Failed(failure.clone())));
+            }
             Asked::ApplyBatch { to, .. } => to.send(Err(failure)),
             Asked::Read { to, .. } => to.send(ReadAnswer::Failed(failure)),
             Asked::Reconcile(to) => to.send(Err(failure)),
+        }
+    }
+
+    /// How many are to be told.
+    pub(super) fn count(&self) -> usize {
+        match self {
+            Asked::Apply(all) => all.len(),
+            Asked::ApplyBatch { .. } | Asked::Read { .. } | Asked::Reconcile(_) => 1,
         }
     }
 
@@ -67,6 +80,15 @@ impl Asked {
         matches!(self, Asked::Read { .. })
     }
 }
+
+/// Bytes of a call that further mutations may join: enough to make its own cost small, few enough to be answered soon.
+const JOINED_BYTES_MAX: usize = 65_536;
+
+/// Mutations of one such call: its bound when they are tiny.
+const JOINED_MAX: usize = 256;
+
+/// How much later than the first of them a mutation may join: its deadline is that of the first.
+const JOINED_WITHIN: Duration = Duration::from_millis(5);
 
 /// Sequence numbers on the wire are the low 31 bits of a call's number, so they stay positive.
 const SEQUENCE_MASK: u64 = 0x7fff_ffff;
@@ -80,6 +102,8 @@ pub(super) struct Calls {
     door: Door,
     /// Encoded and waiting for the link's task.
     frames: Vec<u8>,
+    /// The last of the frames, if mutations may join it.
+    joinable: Option<Joinable>,
     /// Bytes that the link's task has taken and is writing.
     writing: usize,
     /// The number of the next call. Numbers only rise, so each map below is in the order of the deadlines.
@@ -88,6 +112,17 @@ pub(super) struct Calls {
     reads: BTreeMap<u64, Call>,
     /// Of all calls in the two maps.
     bytes: usize,
+    /// Those who wait for them.
+    asked: usize,
+}
+
+/// An apply that was not taken to be written yet.
+#[derive(Clone, Copy)]
+struct Joinable {
+    number: u64,
+    /// Where in the frames it begins.
+    start: usize,
+    since: Instant,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -113,17 +148,19 @@ impl Calls {
             limits,
             door: Door::Closed,
             frames: Vec::new(),
+            joinable: None,
             writing: 0,
             next: 1,
             writes: BTreeMap::new(),
             reads: BTreeMap::new(),
             bytes: 0,
+            asked: 0,
         }
     }
 
-    /// How many calls are waiting or under way.
+    /// How many requests are waiting or under way.
     pub(super) fn len(&self) -> usize {
-        self.writes.len() + self.reads.len()
+        self.asked
     }
 
     /// Bytes not yet written.
@@ -145,8 +182,9 @@ impl Calls {
             self.door = Door::Closed;
         }
         self.frames = Vec::new();
+        self.joinable = None;
         self.writing = 0;
-        self.bytes = 0;
+        (self.bytes, self.asked) = (0, 0);
         let writes = std::mem::take(&mut self.writes).into_values();
         let reads = std::mem::take(&mut self.reads).into_values();
         writes.chain(reads).map(|call| call.asked).collect()
@@ -175,6 +213,7 @@ impl Calls {
         }
         let number = self.next;
         self.next += 1;
+        self.joinable = None;
         let wake = self.frames.is_empty();
         encode((number & SEQUENCE_MASK) as i32, &mut self.frames);
         let (calls, timeout) = if asked.is_read() {
@@ -182,11 +221,53 @@ impl Calls {
         } else {
             (&mut self.writes, self.limits.write_timeout)
         };
-        calls.insert(number, Call { asked, deadline: now + timeout, bytes });
         self.bytes += bytes;
+        self.asked += asked.count();
+        calls.insert(number, Call { asked, deadline: now + timeout, bytes });
         assert!(self.len() <= self.limits.calls_max);
         assert!(self.bytes <= self.limits.bytes_max);
         Ok(wake)
+    }
+
+    /// As `push`, of one mutation: into the apply before it, if it may join that, or as a call of its own.
+    pub(super) fn push_apply(
+        &mut self,
+        now: Instant,
+        to: AnswerTo<ApplyAnswer>,
+        epoch: u64,
+        mutation: &Bytes,
+    ) -> Result<bool, (Asked, Failure)> {
+        let mutations = std::slice::from_ref(mutation);
+        let Some(joinable) = self.joinable.filter(|call| self.may_join(call, now, mutation)) else {
+            let start = self.frames.len();
+            let wake =
+                self.push(now, Asked::Apply(vec![to]), frame::apply_bytes(mutations), |sequence, out| {
+                    frame::write_apply(sequence, epoch, mutations, out);
+                })?;
+            self.joinable = Some(Joinable { number: self.next - 1, start, since: now });
+            return Ok(wake);
+        };
+        let call = self.writes.get_mut(&joinable.number).expect("it is not being written yet");
+        let Asked::Apply(all) = &mut call.asked else { unreachable!("only applies are joined") };
+        all.push(to);
+        let before = self.frames.len();
+        frame::join_apply(joinable.start, mutation, &mut self.frames);
+        let more = self.frames.len() - before;
+        call.bytes += more;
+        self.bytes += more;
+        self.asked += 1;
+        Ok(false)
+    }
+
+    fn may_join(&self, call: &Joinable, now: Instant, mutation: &Bytes) -> bool {
+        let bytes = frame::joined_bytes(mutation);
+        let Some(Call { asked: Asked::Apply(all), .. }) = self.writes.get(&call.number) else {
+            return false; // its deadline has passed
+        };
+        self.refusal(bytes).is_none()
+            && all.len() < JOINED_MAX
+            && self.frames.len() - call.start + bytes <= JOINED_BYTES_MAX.min(self.limits.call_bytes_max)
+            && now.duration_since(call.since) <= JOINED_WITHIN
     }
 
     fn refusal(&self, bytes: usize) -> Option<Failure> {
@@ -206,6 +287,7 @@ impl Calls {
 
     /// Appends a frame that is no call: a heartbeat. It is not counted against the bounds.
     pub(super) fn push_own(&mut self, encode: impl FnOnce(i32, &mut Vec<u8>)) {
+        self.joinable = None;
         encode(OWN_SEQUENCE, &mut self.frames);
     }
 
@@ -215,6 +297,7 @@ impl Calls {
         if out.capacity() > super::frame::KEPT_BYTES_MAX {
             *out = Vec::new();
         }
+        self.joinable = None;
         std::mem::swap(&mut self.frames, out);
         self.writing = out.len();
     }
@@ -224,6 +307,7 @@ impl Calls {
         let number = number_of(self.next, sequence)?;
         let call = self.writes.remove(&number).or_else(|| self.reads.remove(&number))?;
         self.bytes -= call.bytes;
+        self.asked -= call.asked.count();
         Some(call.asked)
     }
 
@@ -236,6 +320,7 @@ impl Calls {
             {
                 let call = first.remove();
                 self.bytes -= call.bytes;
+                self.asked -= call.asked.count();
                 overdue.push(call.asked);
             }
         }
@@ -280,7 +365,7 @@ mod tests {
 
         /// The sequence number of a call of so many bytes, or why it was not taken.
         fn push(&mut self, bytes: usize) -> Result<i32, Failure> {
-            let asked = Asked::Apply(self.answers.expect(NodeId(1)));
+            let asked = Asked::Apply(vec![self.answers.expect(NodeId(1))]);
             let mut given = 0;
             let pushed = self.calls.push(self.now, asked, bytes, |sequence, out| {
                 given = sequence;
@@ -308,6 +393,47 @@ mod tests {
         asker.calls.take_frames(&mut out);
         assert_eq!((out.len(), asker.calls.unwritten()), (0, 0));
         asker.push(60).unwrap();
+    }
+
+    #[test]
+    fn mutations_join_the_call_before_them_while_it_waits_and_there_is_room() {
+        let mut asker = Asker::new();
+        asker.calls.limits =
+            Limits { calls_max: 1_000, bytes_max: 200_000, call_bytes_max: 150_000, ..LIMITS };
+        let mutation = Bytes::from_static(b"mutation");
+        let push = |asker: &mut Asker, mutation: &Bytes, at| {
+            let to = asker.answers.expect(NodeId(1));
+            asker.calls.push_apply(at, to, 7, mutation).unwrap_or_else(|(_, failure)| panic!("{failure}"))
+        };
+        let now = asker.now;
+        let wakes = [0; 3].map(|_| push(&mut asker, &mutation, now));
+        assert_eq!(wakes, [true, false, false]);
+        let mut expected = Vec::new();
+        frame::write_apply(1, 7, &[mutation.clone(), mutation.clone(), mutation.clone()], &mut expected);
+        assert_eq!(asker.calls.frames, expected);
+
+        let numbers = |asker: &Asker| asker.calls.writes.keys().copied().collect::<Vec<_>>();
+        push(&mut asker, &mutation, now + JOINED_WITHIN * 2);
+        assert_eq!(numbers(&asker), [1, 2], "too late");
+        asker.calls.push_own(|_, out| out.push(0));
+        push(&mut asker, &mutation, now);
+        assert_eq!(numbers(&asker), [1, 2, 3], "another frame between them");
+        asker.calls.take_frames(&mut Vec::new());
+        push(&mut asker, &mutation, now);
+        assert_eq!(numbers(&asker), [1, 2, 3, 4], "the frame is being written");
+        push(&mut asker, &Bytes::from(vec![1; JOINED_BYTES_MAX]), now);
+        assert_eq!(numbers(&asker), [1, 2, 3, 4, 5], "too long");
+        for _ in 0..JOINED_MAX {
+            push(&mut asker, &mutation, now);
+        }
+        assert_eq!(numbers(&asker), [1, 2, 3, 4, 5, 6]);
+        push(&mut asker, &mutation, now);
+        assert_eq!(numbers(&asker), [1, 2, 3, 4, 5, 6, 7], "too many");
+
+        assert_eq!(asker.calls.len(), asker.answers.due());
+        assert_eq!(asker.calls.answered(1).map(|asked| asked.count()), Some(3));
+        assert_eq!(asker.calls.overdue(now + LIMITS.write_timeout * 2).len(), 6);
+        assert_eq!((asker.calls.len(), asker.calls.bytes), (0, 0));
     }
 
     #[test]

@@ -46,6 +46,26 @@ pub(super) fn apply_bytes(mutations: &[Bytes]) -> usize {
     APPLY_OVERHEAD_BYTES + mutations
 }
 
+/// Adds a mutation to the apply that begins at `start` and is the last frame of `out`.
+pub(super) fn join_apply(start: usize, mutation: &[u8], out: &mut Vec<u8>) {
+    let end = out.len() - APPLY_END_BYTES;
+    out.truncate(end);
+    out.extend_from_slice(&(mutation.len() as u32).to_be_bytes());
+    out.extend_from_slice(mutation);
+    out.extend_from_slice(&[0; APPLY_END_BYTES]);
+    let mut add = |at: usize, more: usize| {
+        let number = out[at..].first_chunk_mut::<4>().expect("an apply is longer");
+        *number = (u32::from_be_bytes(*number) + more as u32).to_be_bytes();
+    };
+    add(start, joined_bytes(mutation));
+    add(start + APPLY_COUNT_AT, 1);
+}
+
+/// Bytes by which a mutation makes an apply longer.
+pub(super) fn joined_bytes(mutation: &[u8]) -> usize {
+    STRING_LENGTH_BYTES + mutation.len()
+}
+
 fn apply_message(
     output: &mut dyn TOutputProtocol,
     sequence: i32,
@@ -75,6 +95,13 @@ fn apply_message(
     output.write_struct_end()?;
     output.write_message_end()
 }
+
+/// Where the number of mutations is in the frame of an apply: behind its length (4 bytes), the message header (12 and the
+/// name), the header of the argument (3), the epoch (3 + 8), and the header and the element type of the list (3 + 1).
+const APPLY_COUNT_AT: usize = 4 + 12 + Apply::NAME.len() + 3 + 3 + 8 + 3 + 1;
+
+/// What follows the last mutation: the ends of two structs.
+const APPLY_END_BYTES: usize = 2;
 
 /// What has been read from a connection and not yet taken as frames.
 pub(super) struct Inbox {
@@ -123,6 +150,10 @@ mod tests {
             let mut out = Vec::new();
             write_apply(9, 3, &mutations, &mut out);
             assert_eq!(out, expected);
+            let mut joined = b"before".to_vec();
+            write_apply(9, 3, &mutations[..mutations.len().min(1)], &mut joined);
+            mutations.iter().skip(1).for_each(|mutation| join_apply(6, mutation, &mut joined));
+            assert_eq!(joined[6..], expected);
         }
     }
 

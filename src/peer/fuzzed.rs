@@ -43,7 +43,7 @@ pub async fn hear(mut stream: &[u8], frame_bytes_max: usize) -> Heard {
     let (mut applies, mut batches, mut reads) = (Answers::default(), Answers::default(), Answers::default());
     link.calls().open();
     let mutations = vec![Bytes::from_static(b"m"); BATCH_MUTATIONS];
-    ask(&link, Asked::Apply(applies.expect(link.node)), |sequence, out| {
+    ask(&link, Asked::Apply(vec![applies.expect(link.node)]), |sequence, out| {
         frame::write_apply(sequence, link.me.epoch, &mutations[..1], out);
     });
     let to = batches.expect(link.node);

@@ -16,6 +16,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
+use bytes::Bytes;
 use tokio::io::AsyncWriteExt;
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep, sleep_until, timeout_at};
@@ -25,7 +26,7 @@ use super::calls::{Asked, Calls, Limits, OWN_SEQUENCE};
 use super::frame::{self, Inbox};
 use super::greeting::{Identity, check_welcome};
 use super::reply::{self, Damaged};
-use crate::answer::{Failure, NodeId};
+use crate::answer::{AnswerTo, ApplyAnswer, Failure, NodeId};
 use crate::cell::Stamp;
 use crate::clock::Clock;
 use crate::config::Config;
@@ -128,6 +129,16 @@ impl Link {
     /// Queues a call of at most `bytes` encoded bytes, or answers at once why not.
     pub(super) fn ask(&self, asked: Asked, bytes: usize, encode: impl FnOnce(i32, &mut Vec<u8>)) {
         let pushed = self.calls().push(Instant::now(), asked, bytes, encode);
+        self.pushed(pushed);
+    }
+
+    /// Queues one mutation, or answers at once why not.
+    pub(super) fn ask_to_apply(&self, to: AnswerTo<ApplyAnswer>, epoch: u64, mutation: &Bytes) {
+        let pushed = self.calls().push_apply(Instant::now(), to, epoch, mutation);
+        self.pushed(pushed);
+    }
+
+    fn pushed(&self, pushed: Result<bool, (Asked, Failure)>) {
         match pushed {
             Ok(true) => self.ready.notify_one(),
             Ok(false) => {} // the task has been woken for the frame before this one
@@ -324,9 +335,10 @@ impl Link {
         if let Asked::Read { at, .. } = asked {
             self.note_latency(at.elapsed());
         }
-        let aside = reply::answer(asked, sequence, message).inspect_err(|_| self.count_failed(1))?;
+        let asked_for = asked.count();
+        let aside = reply::answer(asked, sequence, message).inspect_err(|_| self.count_failed(asked_for))?;
         self.observe(aside.clock);
-        self.count_failed(u64::from(aside.failed));
+        self.count_failed(aside.failed);
         Ok(())
     }
 
@@ -378,14 +390,14 @@ impl Link {
     /// Answers outside the lock: answering wakes others.
     pub(super) fn fail(&self, asked: impl IntoIterator<Item = Asked>, failure: Failure) {
         for asked in asked {
-            self.count_failed(1);
+            self.count_failed(asked.count());
             asked.fail(failure.clone());
         }
     }
 
-    fn count_failed(&self, more: u64) {
+    fn count_failed(&self, more: usize) {
         if more > 0 {
-            self.stats.peer_calls_failed.add(more);
+            self.stats.peer_calls_failed.add(more as u64);
         }
     }
 

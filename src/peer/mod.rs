@@ -171,10 +171,10 @@ impl Peers for Links {
     }
 
     fn apply(&self, mutation: &Bytes, to: AnswerTo<ApplyAnswer>) {
-        let mutations = std::slice::from_ref(mutation);
-        self.ask(to.node(), Asked::Apply(to), frame::apply_bytes(mutations), |sequence, out| {
-            frame::write_apply(sequence, self.epoch, mutations, out);
-        });
+        match self.link(to.node()) {
+            Some(link) => link.ask_to_apply(to, self.epoch, mutation),
+            None => to.send(ApplyAnswer::Failed(Failure::Unreachable)),
+        }
     }
 
     fn apply_batch(&self, mutations: Vec<Bytes>, to: AnswerTo<Result<Vec<ApplyAnswer>, Failure>>) {

@@ -14,8 +14,8 @@ use crate::thrift::method::{Apply, Method, Nothing, Read, Reconcile};
 pub(super) struct Aside {
     /// The other server's clock, if it was told.
     pub(super) clock: Option<Stamp>,
-    /// The answer was a failure.
-    pub(super) failed: bool,
+    /// How many of the answers were failures.
+    pub(super) failed: usize,
 }
 
 /// Bytes that are no reply. Whatever they answered has been answered *connection lost*, since nobody can know what
@@ -27,16 +27,15 @@ pub(super) struct Damaged(pub(super) String);
 /// Reads the reply to `asked` and gives the answer.
 pub(super) fn answer(asked: Asked, sequence: i32, message: &[u8]) -> Result<Aside, Damaged> {
     match asked {
-        Asked::Apply(to) => {
-            let (mut answers, clock) = applied(sequence, message, 1);
-            let answer = answers.pop().expect("one for each mutation");
-            let failed = matches!(answer, ApplyAnswer::Failed(_));
-            to.send(answer);
+        Asked::Apply(all) => {
+            let (answers, clock) = applied(sequence, message, all.len());
+            let failed = failures(&answers);
+            all.into_iter().zip(answers).for_each(|(to, answer)| to.send(answer));
             Ok(Aside { clock: clock?, failed })
         }
         Asked::ApplyBatch { mutations, to } => {
             let (answers, clock) = applied(sequence, message, mutations);
-            let failed = answers.iter().any(|answer| matches!(answer, ApplyAnswer::Failed(_)));
+            let failed = failures(&answers);
             // A batch of which nothing is known failed as a whole.
             match &clock {
                 Ok(_) => to.send(Ok(answers)),
@@ -52,17 +51,21 @@ pub(super) fn answer(asked: Asked, sequence: i32, message: &[u8]) -> Result<Asid
                 }
                 Err(error) => (Err(Failure::ConnectionLost), Err(error)),
             };
-            let failed = answer.is_err();
+            let failed = usize::from(answer.is_err());
             to.send(answer);
             Ok(Aside { clock: clock?, failed })
         }
         Asked::Read { to, .. } => {
             let (answer, clock) = cells(sequence, message);
-            let failed = matches!(answer, ReadAnswer::Failed(_));
+            let failed = usize::from(matches!(answer, ReadAnswer::Failed(_)));
             to.send(answer);
             Ok(Aside { clock: clock?, failed })
         }
     }
+}
+
+fn failures(answers: &[ApplyAnswer]) -> usize {
+    answers.iter().filter(|answer| matches!(answer, ApplyAnswer::Failed(_))).count()
 }
 
 type Clock = Result<Option<Stamp>, Damaged>;
@@ -182,6 +185,10 @@ mod tests {
         (answers.next().await.expect("one is due").1, aside)
     }
 
+    fn apply(to: AnswerTo<ApplyAnswer>) -> Asked {
+        Asked::Apply(vec![to])
+    }
+
     fn applied_message(answers: &[i64], refused: &str) -> Vec<u8> {
         message(Reply::Apply(Ok(PeerApplied::new(answers.to_vec(), refused.to_owned(), 77))))
     }
@@ -196,8 +203,8 @@ mod tests {
             (-1, "overloaded", ApplyAnswer::Failed(Failure::Overloaded)),
             (-1, "gone without an answer", ApplyAnswer::Failed(Failure::Abandoned)),
         ] {
-            let (answer, aside) = given(&applied_message(&[number], refused), Asked::Apply).await;
-            let failed = number == -1;
+            let (answer, aside) = given(&applied_message(&[number], refused), apply).await;
+            let failed = usize::from(number == -1);
             assert_eq!((answer, aside), (meant, Ok(Aside { clock: Some(Stamp(77)), failed })));
         }
     }
@@ -230,7 +237,7 @@ mod tests {
         assert!(
             matches!(answer, ReadAnswer::Failed(Failure::Refused(why)) if why.contains("damaged answer"))
         );
-        assert!(aside.unwrap().failed);
+        assert_eq!(aside.unwrap().failed, 1);
         let (answer, _) = given(&reply(encoded, "another ring"), read).await;
         assert_eq!(answer, ReadAnswer::Failed(Failure::Refused("another ring".into())));
     }
@@ -239,7 +246,7 @@ mod tests {
     async fn what_is_no_reply_leaves_the_outcome_unknown() {
         let good = applied_message(&[0], "");
         for cut in 0..good.len() {
-            let (answer, aside) = given(&good[..cut], Asked::Apply).await;
+            let (answer, aside) = given(&good[..cut], apply).await;
             assert_eq!(answer, ApplyAnswer::Failed(Failure::ConnectionLost), "{cut}");
             assert!(aside.is_err());
         }
@@ -257,8 +264,8 @@ mod tests {
             "what?".to_owned(),
             &mut message,
         );
-        let (answer, aside) = given(&message, Asked::Apply).await;
+        let (answer, aside) = given(&message, apply).await;
         assert_eq!(answer, ApplyAnswer::Failed(Failure::Refused("what?".into())));
-        assert_eq!(aside, Ok(Aside { clock: None, failed: true }));
+        assert_eq!(aside, Ok(Aside { clock: None, failed: 1 }));
     }
 }

@@ -102,17 +102,21 @@ impl Service {
 
     async fn applied(&self, mut answers: Answers<ApplyAnswer>) -> PeerApplied {
         let mut codes = vec![REFUSED; answers.due()];
-        let mut refused = String::new();
+        // One reason is told for all: one that leaves open what happened is not to be taken for a refusal.
+        let mut refused: Option<Failure> = None;
         while let Some((index, answer)) = answers.next().await {
             codes[index.0 as usize] = match answer {
                 ApplyAnswer::Applied => APPLIED,
                 ApplyAnswer::Behind(stamp) => stamp.0,
                 ApplyAnswer::Failed(failure) => {
-                    refused = failure.to_string();
+                    if refused.as_ref().is_none_or(Failure::nothing_stored) {
+                        refused = Some(failure);
+                    }
                     REFUSED
                 }
             };
         }
+        let refused = refused.map_or_else(String::new, |failure| failure.to_string());
         PeerApplied::new(codes, refused, self.clock.latest().0)
     }
 
