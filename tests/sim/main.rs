@@ -29,6 +29,10 @@ use clap::Parser;
 
 use plan::Plan;
 
+/// As the server has it; a simulation does little but move bytes.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// Seeds of a plain test run.
 const TEST_SEEDS: u64 = 300;
 

@@ -31,6 +31,11 @@ impl Trace {
         self.add(what, u64::from(from.0) << 32 | u64::from(to.0), more, line);
     }
 
+    /// Of a client; `more` stands for all that the line would tell.
+    pub fn client(&self, client: u32, via: NodeId, more: u64, line: impl FnOnce() -> String) {
+        self.add("client", u64::from(client) << 32 | u64::from(via.0), more, line);
+    }
+
     /// Of anything else.
     pub fn say(&self, what: &str, line: impl FnOnce() -> String) {
         let line = line();

@@ -5,6 +5,7 @@
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
+use std::hash::{Hash, Hasher};
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -581,7 +582,7 @@ impl World {
         self.net.thawed(via).await;
         let told = reply.map_or_else(|| Told::Unknown("the server ended".to_owned()), told);
         self.check_deadline(via, step, began.elapsed());
-        self.net.trace.say("client", || {
+        self.net.trace.client(client, via, weight(step, &told), || {
             let key = step.key;
             format!("client {client} via {via}: {:?} k{key} at {} → {told:?}", step.what, step.level)
         });
@@ -782,6 +783,19 @@ fn all_cells(store: &Store) -> Result<Vec<(Vec<u8>, Cell)>, String> {
         }
         after = page.upto;
     }
+}
+
+/// What a client asked and was told, as one number.
+fn weight(step: &Step, told: &Told) -> u64 {
+    let mut hasher = std::hash::DefaultHasher::new();
+    (step.key, step.level.number()).hash(&mut hasher);
+    match told {
+        Told::Written { stamp } => (1, stamp.map(|stamp| stamp.0)).hash(&mut hasher),
+        Told::Found { value, stamp } => (2, value, stamp.map(|stamp| stamp.0)).hash(&mut hasher),
+        Told::Refused(why) => (3, why).hash(&mut hasher),
+        Told::Unknown(why) => (4, why).hash(&mut hasher),
+    }
+    hasher.finish()
 }
 
 fn told(reply: Reply) -> Told {
