@@ -119,19 +119,26 @@ impl Handoff {
     pub async fn deliver(&self, target: NodeId) -> Result<u64, HandoffError> {
         let Some(_turn) = Turn::take(&self.delivering, target) else { return Ok(0) };
         let mut delivered = 0;
+        let mut most = self.config.handoff_batch_mutations;
         loop {
             if self.members.state(target) != State::Up {
                 return Err(HandoffError::NotUp(target));
             }
             let batch = self
                 .store
-                .hints(target, self.config.handoff_batch_mutations, self.config.handoff_batch_bytes)
+                .hints(target, most, self.config.handoff_batch_bytes)
                 .map_err(|error| HandoffError::HintLog(error.to_string()))?;
             if batch.is_empty() {
                 self.said_full.lock().expect("no panic while it is held").remove(&target);
                 return Ok(delivered);
             }
-            delivered += self.deliver_batch(target, batch).await?;
+            let sent = batch.len();
+            match self.deliver_batch(target, batch).await {
+                Ok(taken) => delivered += taken,
+                // Its disk is slow: fewer at once may be done in time, and what is sent again and again is not.
+                Err(HandoffError::NotTaken { failure: Failure::TimedOut, .. }) if sent > 1 => most = sent / 2,
+                Err(error) => return Err(error),
+            }
         }
     }
 
