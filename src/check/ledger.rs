@@ -10,7 +10,8 @@
 //! and two writes are compared by these bounds, with ties decided as `cell` does. Where bounds say nothing, time does: a
 //! strong write that began after an acknowledged one had ended is newer, if the two levels share a replica.
 //!
-//! Whether a replica is shared is arithmetic: `a` and `b` of `n` replicas share one if `a + b > n`.
+//! Whether a replica is shared is arithmetic: `a` and `b` of `n` replicas share one if `a + b > n`. Where a server lost
+//! its files, only bounds count, and only writes on two replicas.
 //!
 //! Not here: what a read must show (`register`), what replicas must hold (`settled`).
 
@@ -18,9 +19,9 @@ use std::collections::{BTreeMap, HashMap};
 
 use bytes::Bytes;
 
-use super::Promises;
 use super::history::{Operation, Told};
 use super::settled::{Copies, Version};
+use super::{FilesLost, Promises};
 use crate::cell::Stamp;
 
 /// The operations of one key.
@@ -196,6 +197,9 @@ impl<'a> Ledger<'a> {
 
     /// An acknowledged strong write, to be seen at `at`, that began after `older` was acknowledged.
     fn newer_by_time(&self, older: usize, at: Moment) -> Option<usize> {
+        if self.promises.files != FilesLost::No {
+            return None;
+        }
         let older = &self.writes[older];
         let needed = self.sharing(at.asked).max(self.sharing(older.needed)).max(self.promises.quorum());
         let (began, write) = self.acknowledged.began.best(at.us, needed)?;
@@ -210,6 +214,9 @@ impl<'a> Ledger<'a> {
     /// There is no value: which acknowledged put contradicts that, if no removal explains it?
     fn missing_from_nothing(&self, at: Moment, until_us: u64) -> Option<usize> {
         let last = self.last_acknowledged(at)?;
+        if self.promises.files != FilesLost::No {
+            return (!self.removals.asked).then_some(last);
+        }
         let newer_than_level = |needed: usize| {
             let needed = self.sharing(at.asked).max(self.sharing(needed)).max(self.promises.quorum());
             self.acknowledged.began.best(at.us, needed).map(|(began, _)| *began)
@@ -225,7 +232,7 @@ impl<'a> Ledger<'a> {
 
     /// How many replicas share one with any `asked`.
     pub fn sharing(&self, asked: usize) -> usize {
-        (self.promises.replicas + 1).saturating_sub(asked)
+        self.promises.sharing(asked)
     }
 }
 

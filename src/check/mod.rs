@@ -53,8 +53,23 @@ pub struct Promises {
     pub unique_stamps: bool,
     /// A deletion that every replica has is dropped some time later. Without it, it is there in the end.
     pub deletions_collected: bool,
+    /// Files that were lost for good, or put back from an older copy.
+    pub files: FilesLost,
     /// How many states the search for an order may visit, for each key.
     pub states_max: usize,
+}
+
+/// Whether a server lost files that it needed for what it had acknowledged; one server at most.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum FilesLost {
+    /// None did.
+    #[default]
+    No,
+    /// One did, and knew it before it answered a read: reads keep their promises for what was on two replicas, by stamp.
+    /// Of stamps themselves no order is promised: the server no longer knows that it had something newer.
+    Known,
+    /// One did and did not know: what was on two replicas is there in the end, by stamp.
+    Unknown,
 }
 
 impl Promises {
@@ -66,6 +81,7 @@ impl Promises {
             read_repair: true,
             unique_stamps: false,
             deletions_collected: true,
+            files: FilesLost::No,
             states_max: STATES_MAX,
         }
     }
@@ -73,6 +89,12 @@ impl Promises {
     /// How many replicas certainly have what was acknowledged at a level. At ANY perhaps none: a hint was enough.
     fn needed(&self, level: Level) -> usize {
         if level == Level::Any { 0 } else { level.needed(self.replicas).min(self.replicas) }
+    }
+
+    /// Any `asked` replicas share one with so many; and one more than can have lost their files.
+    fn sharing(&self, asked: usize) -> usize {
+        let left = if self.files == FilesLost::No { 0 } else { 2 };
+        (self.replicas + 1).saturating_sub(asked).max(left)
     }
 
     fn quorum(&self) -> usize {

@@ -5,7 +5,8 @@
 //!   - a read shows nothing older than an earlier read had shown, if their levels share a replica; which is older, stamps
 //!     say where both are told
 //!   - what is shown was asked for, by a write that had begun and was not refused
-//!   - a strong write has a newer stamp than every write acknowledged before it began that shares a replica with it
+//!   - a strong write has a newer stamp than every write acknowledged before it began that shares a replica with it; at
+//!     ALL, after a write that one replica had, perhaps the same
 //!
 //! Every finding is a broken promise; a broken promise need not be found, for example where the writes overlap and no stamp
 //! tells them apart (`ledger` says what is known, `linear` looks further). A write of unknown outcome may have happened or
@@ -17,6 +18,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 
+use super::FilesLost;
 use super::finding::{Findings, Rule, seconds, tell, tell_version};
 use super::ledger::{Ledger, Moment, Read, Running, Write};
 use super::settled::{Copies, Version};
@@ -32,8 +34,13 @@ pub(super) fn check(
 ) {
     let mut key = Key { ledger, sound: Vec::new(), lost, findings };
     key.sound = ledger.reads.iter().map(|read| key.check_origin(read)).collect();
-    key.check_order(newest);
-    key.check_stamps();
+    let files = ledger.promises.files;
+    if files != FilesLost::Unknown {
+        key.check_order(newest);
+    }
+    if files == FilesLost::No {
+        key.check_stamps();
+    }
 }
 
 /// Counts two versions of one stamp, of a key whose reads and copies show them.
@@ -149,8 +156,14 @@ impl<'a> Key<'a, '_> {
             let Some(stamp) = write.operation.stamp() else { continue };
             let at = Moment { us: write.operation.began_us, asked: write.needed };
             let strong = write.needed >= self.ledger.promises.quorum();
+            // A replica that alone had the earlier one and answered behind did not stand against the quorum that applied: the
+            // stamp told is then the earlier one's.
+            let alone = |earlier: usize| {
+                self.ledger.writes[earlier].needed < self.ledger.sharing(self.ledger.promises.quorum())
+            };
             if let Some((newest, earlier)) = self.ledger.newest_acknowledged(at).filter(|_| strong)
                 && (Version { stamp, value: write.value.cloned() }) < *newest
+                && !(stamp == newest.stamp && alone(*earlier))
             {
                 self.findings.add(Rule::StampsOutOfOrder, self.ledger.key, || {
                     let earlier = &self.ledger.writes[*earlier];
@@ -201,6 +214,7 @@ impl Shown {
             return Some(*earlier);
         }
         match read.stamp {
+            _ if ledger.promises.files != FilesLost::No => None,
             Some(_) => self.unstamped.newer(ledger, read, put),
             None => self.puts.newer(ledger, read, put),
         }

@@ -244,6 +244,8 @@ fn stamps_follow_time() {
     assert_eq!(broken(&pair(strong, "ONE put k b written 199")), NONE);
     assert_eq!(broken(&pair(weak, "QUORUM put k b written 199")), NONE);
     assert_eq!(broken(&pair(weak, "ALL put k b written 199")), [Rule::StampsOutOfOrder]);
+    // One replica was behind, a quorum applied it: the stamp told is the one that won.
+    assert_eq!(broken(&pair(weak, "ALL put k A written 200")), NONE);
     // They overlapped.
     assert_eq!(broken(&pair(strong, "QUORUM put k b written 199").replace("30 40", "20 40")), NONE);
     // Shown above the stamp that won.
