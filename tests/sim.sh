@@ -28,7 +28,7 @@ piece=$((seeds / ($(nproc) * 20)))
 piece=$((piece < 10 ? 10 : piece > 500 ? 500 : piece))
 run_piece() {
   local from=$1 count=$2
-  "$simulator" --seeds "$count" --first "$from" --keep-going --no-repeat >"$scratch/$from" 2>&1 || true
+  "$simulator" --seeds "$count" --first "$from" --keep-going --no-repeat --no-scenes >"$scratch/$from" 2>&1 || true
   grep -a -v -e ' seeds, ' -e '^Met ' "$scratch/$from" || true
   grep -a ' seeds, ' "$scratch/$from" >>"$scratch/counts" ||
     { echo "seeds $from to $((from + count - 1)): the simulator ended without a count"; echo "0 seeds, 0 requests, 0 messages between servers, 1 failures," >>"$scratch/counts"; }

@@ -94,7 +94,7 @@ impl Core {
             cut: cut.clone(),
         });
         let peers: Arc<dyn Peers> = way.clone();
-        let standing = Arc::new(Standing::new(ring.clone()));
+        let standing = Arc::new(Standing::new(ring.clone(), config.reconciliation));
         let replicas = Replicas::new(id, store.clone(), peers.clone(), standing.clone());
         let handoff = Arc::new(Handoff::new(
             id,

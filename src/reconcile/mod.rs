@@ -138,6 +138,8 @@ struct Known {
     incarnation: i64,
     /// They are known to lack nothing.
     whole: bool,
+    /// Rows they had logged when this process began.
+    logged_before: i64,
     /// What is remembered of the others' files.
     memory: BTreeMap<NodeId, Claim>,
     /// Of that, what is on the disk.
@@ -207,7 +209,8 @@ impl Reconciler {
         };
         let memory: BTreeMap<NodeId, Claim> = nodes.iter().filter_map(remembered).collect();
         let kept = memory.clone();
-        let known = Known { ranges, incarnation, whole, memory, kept, ..Known::default() };
+        let logged_before = store.logged();
+        let known = Known { ranges, incarnation, whole, logged_before, memory, kept, ..Known::default() };
         let known = Mutex::new(known);
         Ok(Arc::new(Reconciler {
             me,
@@ -274,7 +277,7 @@ impl Reconciler {
                     epoch: Some(self.ring.epoch() as i64),
                     asks: Some(PeerAsks::PROMISE),
                     memory: Some(self.memory_of(node)),
-                    claim: Some(self.own_claim()),
+                    claim: Some(self.own_claim(node)),
                     whole: Some(self.known().whole),
                     ..PeerReconcile::default()
                 };
@@ -306,7 +309,7 @@ impl Reconciler {
             waits: Some(waits),
             wall: Some(self.clock.wall_us()),
             memory: Some(self.memory_of(caller)),
-            claim: Some(self.own_claim()),
+            claim: Some(self.own_claim(caller)),
             whole: Some(self.known().whole),
             tables: Some(tables.collect()),
             ..follow::nothing()
@@ -351,8 +354,16 @@ impl Reconciler {
 
     // ---------------------------------------------------------------------------------------- lost files
 
-    fn own_claim(&self) -> PeerMemory {
-        PeerMemory::new(self.known().incarnation, self.store.logged())
+    fn own_claim(&self, to: NodeId) -> PeerMemory {
+        let logged = self.logged_for(to);
+        PeerMemory::new(self.known().incarnation, logged)
+    }
+
+    /// Rows logged. Until another server was heard, those logged since this process began do not count for it: they would
+    /// make up in number for rows that an older copy lacks.
+    fn logged_for(&self, node: NodeId) -> i64 {
+        let known = self.known();
+        if known.heard.contains_key(&node) { self.store.logged() } else { known.logged_before }
     }
 
     fn memory_of(&self, node: NodeId) -> PeerMemory {
@@ -372,7 +383,8 @@ impl Reconciler {
     /// Another server says what it remembers of this one's files.
     fn note_remembered(&self, node: NodeId, told: Option<&PeerMemory>) {
         let Some(remembered) = told.map(claim) else { return };
-        let own = Claim { incarnation: self.known().incarnation, logged: self.store.logged() };
+        let logged = self.logged_for(node);
+        let own = Claim { incarnation: self.known().incarnation, logged };
         let mut known = self.known();
         known.remembered = known.remembered.max(remembered.incarnation);
         if known.refilling.is_some() || !own.lacks(known.whole, remembered) {
@@ -498,12 +510,29 @@ impl Reconciler {
         self.nodes.iter().filter(|node| **node != self.me).any(|node| new(&node))
     }
 
-    /// Waits until every server that is up has said what it remembers of this one; no longer than `within`.
+    /// Waits until every server that is up has said what it remembers of this one; no longer than `within`. Before that no
+    /// read is answered, not even another server's: files that are older than they were must not count in a quorum.
     pub async fn introduced(&self, within: Duration) {
         let deadline = Instant::now() + within;
         while self.config.reconciliation && self.somebody_is_new() && Instant::now() < deadline {
             tokio::time::sleep(INTRODUCED_LOOK).await;
         }
+        self.standing.asked();
+    }
+
+    /// True if this other server has said what it remembers.
+    pub fn has_heard(&self, node: NodeId) -> bool {
+        self.known().heard.contains_key(&node)
+    }
+
+    /// How many rows another server is remembered to have logged.
+    pub fn remembers(&self, node: NodeId) -> i64 {
+        self.memory_of(node).logged.unwrap_or(0)
+    }
+
+    /// True if its files are known to lack something that they once had.
+    pub fn lacks(&self) -> bool {
+        self.known().refilling.is_some()
     }
 
     // ---------------------------------------------------------------------------------------- comparing

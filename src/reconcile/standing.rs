@@ -53,20 +53,26 @@ pub struct Standing {
     ring: Arc<Ring>,
     /// By index: it lacks something there.
     lacking: Vec<AtomicBool>,
+    /// Nobody has been asked yet.
+    unasked: AtomicBool,
+    /// There is something to look at before a read is answered.
     any: AtomicBool,
 }
 
 impl Standing {
-    /// It lacks nothing, as far as is known.
-    pub fn new(ring: Arc<Ring>) -> Standing {
+    /// It lacks nothing, as far as is known. `unasked`: that is not known before [`Standing::asked`].
+    pub fn new(ring: Arc<Ring>, unasked: bool) -> Standing {
         let lacking = ring.ranges().iter().map(|_| AtomicBool::new(false)).collect();
-        Standing { ring, lacking, any: AtomicBool::new(false) }
+        Standing { ring, lacking, unasked: AtomicBool::new(unasked), any: AtomicBool::new(unasked) }
     }
 
     /// True if this server holds all that it ever acknowledged of this partition's range.
     pub fn may_answer(&self, partition: &[u8]) -> bool {
         if !self.any.load(Ordering::Acquire) {
             return true;
+        }
+        if self.unasked.load(Ordering::Acquire) {
+            return false;
         }
         let range = self.ring.range_of(partition);
         let index = self.ring.ranges().iter().position(|each| each == range);
@@ -75,6 +81,13 @@ impl Standing {
 
     pub(super) fn is_lacking(&self, index: usize) -> bool {
         self.lacking[index].load(Ordering::Acquire)
+    }
+
+    /// Whoever is up has said what it remembers.
+    pub(super) fn asked(&self) {
+        self.unasked.store(false, Ordering::Release);
+        let lacks = self.lacking.iter().any(|lacking| lacking.load(Ordering::Acquire));
+        self.any.store(lacks, Ordering::Release);
     }
 
     pub(super) fn lose_all(&self) {
@@ -88,7 +101,7 @@ impl Standing {
             return false;
         }
         let left = (0..self.lacking.len()).any(|index| mine(index) && self.is_lacking(index));
-        self.any.store(left, Ordering::Release);
+        self.any.store(left || self.unasked.load(Ordering::Acquire), Ordering::Release);
         !left
     }
 }
@@ -130,7 +143,9 @@ mod tests {
 
     #[test]
     fn reads_count_again_range_by_range() {
-        let standing = Standing::new(Arc::new(Ring::even(4, 3)));
+        let standing = Standing::new(Arc::new(Ring::even(4, 3)), true);
+        assert!(!standing.may_answer(&[137]), "the others may remember more than is here");
+        standing.asked();
         assert!(standing.may_answer(&[137]));
         standing.lose_all();
         assert!(!standing.may_answer(&[137]));

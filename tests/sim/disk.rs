@@ -18,6 +18,9 @@ use std::sync::{Arc, Mutex, MutexGuard};
 /// Bytes that a torn write keeps or loses together.
 const SECTOR_BYTES: usize = 512;
 
+/// The bytes of every file.
+pub type Image = BTreeMap<String, Vec<u8>>;
+
 /// One node's disk. It outlives its incarnations.
 #[derive(Clone)]
 pub struct SimDisk {
@@ -162,14 +165,14 @@ impl SimDisk {
     }
 
     /// A copy of every file as a killed process leaves it.
-    pub fn image(&self) -> BTreeMap<String, Vec<u8>> {
+    pub fn image(&self) -> Image {
         self.state().files.iter().map(|(name, file)| (name.clone(), file.now.clone())).collect()
     }
 
     /// Puts a copy in the place of all files, synced. Between incarnations.
-    pub fn restore(&self, image: BTreeMap<String, Vec<u8>>) {
+    pub fn restore(&self, image: Image) {
         let mut state = self.state();
-        assert!(!state.alive, "files are not changed under a running node");
+        assert!(!state.alive, "files are not changed under a running server");
         let file = |now: Vec<u8>| SimFile { synced: now.clone(), now, unsynced: Vec::new() };
         state.files = image.into_iter().map(|(name, now)| (name, file(now))).collect();
     }

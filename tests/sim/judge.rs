@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use tetrachord::answer::NodeId;
 use tetrachord::cell::{Cell, Content};
-use tetrachord::check::{self, History, Promises, Rule, Settled, Version};
+use tetrachord::check::{self, FilesLost, History, Promises, Rule, Settled, Version};
 use tetrachord::key;
 use tetrachord::ring::Ring;
 
@@ -26,6 +26,8 @@ pub struct Seen<'a> {
     /// A write was sent again with a newer stamp. Such a write may take effect twice while it is under way, so that no
     /// order of the operations is promised (docs/correctness.md has an example).
     pub sent_again: bool,
+    /// What was lost for good.
+    pub files: FilesLost,
 }
 
 /// The first broken promise.
@@ -33,6 +35,7 @@ pub fn judge(plan: &Plan, seen: Seen) -> Option<Finding> {
     let promises = Promises {
         read_repair: plan.config.read_repair,
         deletions_collected: plan.collects(),
+        files: seen.files,
         states_max: STATES_MAX,
         ..Promises::of(plan.config.replication_factor.min(plan.nodes))
     };
@@ -41,8 +44,9 @@ pub fn judge(plan: &Plan, seen: Seen) -> Option<Finding> {
         Ok(judgement) => judgement,
         Err(malformed) => return Some(Finding::new("the history can be judged", malformed.to_string())),
     };
+    let ordered = !seen.sent_again && seen.files == FilesLost::No;
     let promised =
-        |finding: &&check::Finding| finding.rule != Rule::NotLinearizable || !seen.sent_again || plan.strict;
+        |finding: &&check::Finding| finding.rule != Rule::NotLinearizable || ordered || plan.strict;
     let first = judgement.findings.iter().find(promised)?;
     Some(Finding::new(first.rule.name(), first.to_string()))
 }

@@ -3,8 +3,9 @@
 //!
 //!   cargo test --test sim                          the seeds of the test run
 //!   tests/sim.sh SEEDS [FIRST]                     as many as asked for, in parallel processes
-//!   cargo test --test sim -- --seed N --script     one run, told event by event
+//!   cargo test --test sim -- --seed N --script     one run, told event by event; `--scene NAME` one made by hand
 //!
+//!   scenes   runs made by hand, which are run every time
 //!   plan     what the seed decides: servers, faults, load
 //!   world    runs it: servers as `node::Core` builds them, clients, faults; then judges
 //!   network  calls between servers
@@ -16,6 +17,7 @@ mod disk;
 mod judge;
 mod network;
 mod plan;
+mod scenes;
 mod shrink;
 mod signal;
 mod trace;
@@ -42,9 +44,6 @@ const REPEATED: u64 = 5;
 /// Lines of a failing run that are shown.
 const LINES_SHOWN: usize = 150;
 
-/// Seeds that once found something, and what; each is run every time.
-const REGRESSIONS: &[(u64, &str)] = &[];
-
 #[derive(Parser)]
 struct Options {
     /// How many seeds to run.
@@ -56,6 +55,9 @@ struct Options {
     /// Run this seed alone.
     #[arg(long)]
     seed: Option<u64>,
+    /// Run the scene alone whose name this is, or is part of.
+    #[arg(long)]
+    scene: Option<String>,
     /// Tell everything that happens in it.
     #[arg(long)]
     script: bool,
@@ -71,6 +73,9 @@ struct Options {
     /// Do not check that the same seed gives the same run.
     #[arg(long)]
     no_repeat: bool,
+    /// Leave out the runs made by hand.
+    #[arg(long)]
+    no_scenes: bool,
     /// Names of tests, as `cargo test NAME` hands them to every test program: none are here.
     names: Vec<String>,
 }
@@ -81,13 +86,24 @@ fn main() -> ExitCode {
         return ExitCode::SUCCESS;
     }
     if let Some(seed) = options.seed {
-        return one(seed, &options);
+        return one(&format!("seed {seed}"), Plan::from_seed(seed), &options);
+    }
+    if let Some(part) = &options.scene {
+        let scene = scenes::all().into_iter().find(|(name, _)| name.contains(part));
+        let Some((name, plan)) = scene else {
+            println!("there is no scene '{part}'");
+            return ExitCode::FAILURE;
+        };
+        return one(name, plan, &options);
     }
     let began = Instant::now();
     let mut total = Total::default();
-    let regressions = REGRESSIONS.iter().map(|(seed, _)| *seed);
-    for seed in regressions.chain(options.first..options.first + options.seeds) {
-        if !total.add(seed, &options) && !options.keep_going {
+    let scenes = scenes::all().into_iter().filter(|_| !options.no_scenes);
+    let scenes = scenes.map(|(name, plan)| (format!("scene '{name}'"), format!("--scene '{name}'"), plan));
+    let seeds = options.first..options.first + options.seeds;
+    let seeds = seeds.map(|seed| (format!("seed {seed}"), format!("--seed {seed}"), Plan::from_seed(seed)));
+    for (name, again, plan) in scenes.chain(seeds) {
+        if !total.add(&name, &again, plan, &options) && !options.keep_going {
             break;
         }
     }
@@ -99,9 +115,9 @@ fn main() -> ExitCode {
     total.say(began)
 }
 
-/// One seed, told in full.
-fn one(seed: u64, options: &Options) -> ExitCode {
-    let plan = Plan { strict: options.strict, ..Plan::from_seed(seed) };
+/// One run, told in full.
+fn one(name: &str, plan: Plan, options: &Options) -> ExitCode {
+    let plan = Plan { strict: options.strict, ..plan };
     println!("{plan}");
     let outcome = world::run(&plan, options.script);
     for line in &outcome.lines {
@@ -109,11 +125,11 @@ fn one(seed: u64, options: &Options) -> ExitCode {
     }
     match outcome.finding {
         None => {
-            println!("seed {seed}: {} requests, nothing found", outcome.requests);
+            println!("{name}: {} requests, nothing found", outcome.requests);
             ExitCode::SUCCESS
         }
         Some(finding) => {
-            println!("seed {seed}: {}\n{}", finding.rule, finding.story);
+            println!("{name}: {}\n{}", finding.rule, finding.story);
             ExitCode::FAILURE
         }
     }
@@ -130,9 +146,9 @@ struct Total {
 }
 
 impl Total {
-    /// Runs a seed; false if it failed.
-    fn add(&mut self, seed: u64, options: &Options) -> bool {
-        let plan = Plan { strict: options.strict, ..Plan::from_seed(seed) };
+    /// Runs a plan; false if it failed.
+    fn add(&mut self, name: &str, again: &str, plan: Plan, options: &Options) -> bool {
+        let plan = Plan { strict: options.strict, ..plan };
         let outcome = world::run(&plan, false);
         self.seeds += 1;
         self.requests += outcome.requests;
@@ -140,9 +156,9 @@ impl Total {
         self.met += outcome.met;
         let Some(finding) = outcome.finding else { return true };
         self.failures += 1;
-        println!("\nFAILED seed {seed}: {}\n{}\n", finding.rule, finding.story);
+        println!("\nFAILED {name}: {}\n{}\n", finding.rule, finding.story);
         if options.whole {
-            println!("again: cargo test --test sim -- --seed {seed} --script");
+            println!("again: cargo test --test sim -- {again} --script");
             return false;
         }
         let (smaller, found) = shrink::shrink(&plan, &finding);
@@ -160,7 +176,7 @@ impl Total {
             println!("{line}");
         }
         println!("{}\n{}", found.rule, found.story);
-        println!("the whole run again: cargo test --test sim -- --seed {seed} --script");
+        println!("the whole run again: cargo test --test sim -- {again} --script");
         false
     }
 

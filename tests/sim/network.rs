@@ -113,6 +113,11 @@ impl Net {
         place.ended.give();
     }
 
+    /// True if that very process runs there.
+    pub fn runs(&self, node: NodeId, process: u64) -> bool {
+        self.service(node, process).is_some()
+    }
+
     pub fn cut(&self, from: NodeId, to: NodeId, cut: bool) {
         self.state().cut[from.0 as usize][to.0 as usize] = cut;
     }
@@ -219,6 +224,8 @@ pub struct SimPeers {
     connections: Mutex<BTreeMap<NodeId, Arc<Connection>>>,
     tasks: Mutex<Vec<JoinHandle<()>>>,
     closed: AtomicBool,
+    /// Others that have not been tried yet.
+    untried: AtomicUsize,
 }
 
 /// A connection to one process of another server.
@@ -248,6 +255,7 @@ impl SimPeers {
             connections: Mutex::default(),
             tasks: Mutex::default(),
             closed: AtomicBool::new(false),
+            untried: AtomicUsize::new(nodes - 1),
         });
         let others = (0..nodes as u32).map(NodeId).filter(|node| *node != me);
         let link = |node| tokio::spawn(link(Arc::downgrade(&peers), net.clone(), me, node));
@@ -263,6 +271,14 @@ impl SimPeers {
         }
         for connection in std::mem::take(&mut *self.connections()).into_values() {
             connection.ended.give();
+        }
+    }
+
+    /// As `peer::Links::first_attempts`.
+    pub async fn first_attempts(&self, within: Duration) {
+        let deadline = Instant::now() + within;
+        while self.untried.load(Ordering::Relaxed) > 0 && Instant::now() < deadline {
+            sleep(Duration::from_millis(1)).await;
         }
     }
 
@@ -370,15 +386,24 @@ async fn link(peers: Weak<SimPeers>, net: Arc<Net>, me: NodeId, node: NodeId) {
     };
     let tick = liveness::Settings::of(&config).tick;
     let note = |event| members.note(node, event);
+    let mut untried = true;
     loop {
         let dialled = {
             let dial = dial(&peers, &net, me, node, &config);
             ticking(dial, tick, || _ = note(Event::Tick)).await
         };
+        let tried = |untried: &mut bool| {
+            if std::mem::take(untried)
+                && let Some(peers) = peers.upgrade()
+            {
+                peers.untried.fetch_sub(1, Ordering::Relaxed);
+            }
+        };
         let (connection, generation) = match dialled {
             Ok(connected) => connected,
             Err(why) => {
                 note(Event::Refused { why });
+                tried(&mut untried);
                 let reconnect = sleep(Duration::from_millis(config.reconnect_ms));
                 ticking(reconnect, tick, || _ = note(Event::Tick)).await;
                 continue;
@@ -389,6 +414,7 @@ async fn link(peers: Weak<SimPeers>, net: Arc<Net>, me: NodeId, node: NodeId) {
             None => return,
         };
         note(Event::Connected { generation });
+        tried(&mut untried);
         let ended = {
             let gone = async {
                 connection.gone.given().await;

@@ -51,6 +51,10 @@ pub enum Fault {
     Clock { node: NodeId, by_ms: i64 },
     /// A disk is in trouble, until the server is started again.
     Disk { node: NodeId, trouble: Trouble, ms: u64 },
+    /// A server's disk is lost: it starts again with an empty one.
+    LoseDisk { node: NodeId, down_ms: u64 },
+    /// A server's files are copied, and so long later put back.
+    OldCopy { node: NodeId, ms: u64 },
     /// A disk takes its time: so many milliseconds for each piece of work.
     SlowDisk { node: NodeId, pause_ms: u64, ms: u64 },
 }
@@ -108,7 +112,7 @@ impl Plan {
         if config.durability == Durability::ProcessCrash {
             faults.iter_mut().for_each(|(_, fault)| fault.without_power_loss());
         }
-        Plan {
+        let mut plan = Plan {
             seed,
             nodes,
             config,
@@ -118,7 +122,12 @@ impl Plan {
             faults,
             clients: clients(r, nodes),
             strict: false,
+        };
+        if r.u8(..5) == 0 {
+            // Of one server: two would be all copies of a write at QUORUM.
+            plan.faults.push((r.u64(1_000..LONG_MS), lost_files(r, nodes)));
         }
+        plan
     }
 
     /// Deletions are dropped once every replica has them.
@@ -160,7 +169,7 @@ fn config(r: &mut fastrand::Rng, replication_factor: usize) -> Config {
     Config {
         replication_factor,
         durability: if r.u8(..8) == 0 { Durability::ProcessCrash } else { Durability::PowerLoss },
-        memtable_bytes_max: *pick(r, &[100_000, 100_000, defaults.memtable_bytes_max]),
+        memtable_bytes_max: *pick(r, &[4_000, 20_000, 100_000, defaults.memtable_bytes_max]),
         flush_transaction_cells: *pick(r, &[1, 7, 2_000]),
         wal_autocheckpoint_pages: *pick(r, &[10, 30, 1_000]),
         commit_batch_mutations_max: *pick(r, &[1, 3, 4_096]),
@@ -232,6 +241,14 @@ fn fault(r: &mut fastrand::Rng, nodes: usize) -> Fault {
             };
             Fault::Disk { node, trouble, ms }
         }
+    }
+}
+
+fn lost_files(r: &mut fastrand::Rng, nodes: usize) -> Fault {
+    let node = NodeId(r.u32(..nodes as u32));
+    match r.bool() {
+        true => Fault::LoseDisk { node, down_ms: *pick(r, &[1, 500, 3_000]) },
+        false => Fault::OldCopy { node, ms: *pick(r, &[100, 1_500, 7_000]) },
     }
 }
 

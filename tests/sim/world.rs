@@ -15,10 +15,11 @@ use std::time::Duration;
 use bytes::Bytes;
 use tetrachord::answer::NodeId;
 use tetrachord::cell::{Cell, Content, Stamp};
-use tetrachord::check::{Asked, History, Operation, Told};
+use tetrachord::check::{Asked, FilesLost, History, Operation, Told};
 use tetrachord::clock::Clock;
 use tetrachord::coordinator::Level;
 use tetrachord::key;
+use tetrachord::mutation::Mutation;
 use tetrachord::node::{Core, CoreOptions};
 use tetrachord::nodes::{Address, Nodes};
 use tetrachord::ring::Ring;
@@ -30,7 +31,7 @@ use tetrachord::thrift::method::{Call, Refusal, Reply};
 use tokio::task::{JoinHandle, LocalSet};
 use tokio::time::{Instant, sleep};
 
-use super::disk::{End, SimDisk, Trouble};
+use super::disk::{End, Image, SimDisk, Trouble};
 use super::judge;
 use super::network::{Net, SimPeers};
 use super::plan::{Fault, Plan, Step, What};
@@ -66,6 +67,10 @@ pub struct Met {
     pub cells_collected: u64,
     /// Ends of processes.
     pub ends: u64,
+    /// Servers that lost files, and knew it before they answered a read.
+    pub losses_known: u64,
+    /// And did not know it.
+    pub losses_unknown: u64,
 }
 
 impl Met {
@@ -90,6 +95,8 @@ impl std::ops::AddAssign for Met {
         self.cells_reconciled += more.cells_reconciled;
         self.cells_collected += more.cells_collected;
         self.ends += more.ends;
+        self.losses_known += more.losses_known;
+        self.losses_unknown += more.losses_unknown;
     }
 }
 
@@ -169,7 +176,11 @@ struct World {
     vfses: RefCell<Vec<Arc<SimVfs>>>,
     met: RefCell<Met>,
     writes: RefCell<u64>,
+    hinted: RefCell<Hinted>,
 }
+
+/// The newest cells that were seen as hints: from, to, engine key.
+type Hinted = BTreeMap<(NodeId, NodeId, Vec<u8>), Cell>;
 
 /// Where a server runs.
 struct Place {
@@ -180,6 +191,10 @@ struct Place {
     running: Option<Running>,
     /// What a reader saw when it was killed: it must be there when it is started again.
     seen: Option<Vec<(Vec<u8>, Cell)>>,
+    /// Its files were lost, or put back from an older copy; what became of that.
+    lost: Option<Lost>,
+    /// Those that remember more of it than the files it got instead, until it is ready.
+    witnesses: Vec<(NodeId, i64)>,
     /// A fault once held it up, so that its requests may have taken longer.
     held_up: bool,
 }
@@ -188,6 +203,21 @@ struct Running {
     core: Core,
     peers: Arc<SimPeers>,
     ended: Signal,
+    /// Clients are answered: it knows who is there, and whether its files are what they were.
+    ready: bool,
+}
+
+/// What became of a server's lost files.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Lost {
+    /// It has not been ready since.
+    Now,
+    /// It was told that it lacks something before it answered a read.
+    Known,
+    /// It had all of it back.
+    Regained,
+    /// It answered reads without knowing.
+    Unknown,
 }
 
 impl World {
@@ -202,6 +232,8 @@ impl World {
             generation: 0,
             running: None,
             seen: None,
+            lost: None,
+            witnesses: Vec::new(),
             held_up: false,
         };
         Rc::new(World {
@@ -217,6 +249,7 @@ impl World {
             vfses: RefCell::default(),
             met: RefCell::default(),
             writes: RefCell::new(0),
+            hinted: RefCell::default(),
         })
     }
 
@@ -227,6 +260,7 @@ impl World {
         }
         let fuses: Vec<JoinHandle<()>> =
             self.ids().map(|node| tokio::task::spawn_local(self.clone().watch_fuse(node))).collect();
+        let hints = tokio::task::spawn_local(self.clone().watch_hints());
         let faults = self.plan.faults.iter().cloned();
         let faults: Vec<JoinHandle<()>> =
             faults.map(|(at_ms, fault)| tokio::task::spawn_local(self.clone().fault(at_ms, fault))).collect();
@@ -240,8 +274,8 @@ impl World {
             }
         }
         self.heal().await;
-        for fuse in fuses {
-            fuse.abort();
+        for watch in fuses.into_iter().chain([hints]) {
+            watch.abort();
         }
         if self.findings.borrow().is_empty() {
             self.settle().await;
@@ -295,7 +329,7 @@ impl World {
         }
     }
 
-    fn try_start(&self, node: NodeId) -> Result<(), String> {
+    fn try_start(self: &Rc<Self>, node: NodeId) -> Result<(), String> {
         let mut places = self.places.borrow_mut();
         let place = &mut places[node.0 as usize];
         let process = place.disk.begin();
@@ -333,17 +367,93 @@ impl World {
         let (core, peers) = started.map_err(|error| error.to_string())?;
         self.net.open(node, process, core.service.clone());
         self.net.trace.say("started", || format!("{node} started"));
-        place.running = Some(Running { core, peers, ended: Signal::default() });
+        tokio::task::spawn_local(self.clone().make_ready(node, process, core.service.clone(), peers.clone()));
+        place.running = Some(Running { core, peers, ended: Signal::default(), ready: false });
         Ok(())
+    }
+
+    /// As a node does before it answers clients.
+    async fn make_ready(
+        self: Rc<Self>,
+        node: NodeId,
+        process: u64,
+        service: Arc<Service>,
+        peers: Arc<SimPeers>,
+    ) {
+        let within = self.plan.config.connect_timeout();
+        peers.first_attempts(within).await;
+        service.reconciler.introduced(within).await;
+        if !self.net.runs(node, process) {
+            return;
+        }
+        self.must_know_what_it_lost(node, &service);
+        self.place(node, |place| {
+            place.running.as_mut().expect("it runs").ready = true;
+            place.lost = match place.lost {
+                Some(Lost::Now | Lost::Known) if service.reconciler.lacks() => Some(Lost::Known),
+                Some(Lost::Now | Lost::Known) => Some(Lost::Unknown),
+                other => other,
+            };
+            if let Some(lost) = place.lost {
+                self.net.trace.say("ready", || format!("{node} is ready; its files: {lost:?}"));
+            }
+        });
+    }
+
+    /// A server that was told how much it had logged knows whether its files have less.
+    fn must_know_what_it_lost(&self, node: NodeId, service: &Service) {
+        let witnesses = self.place(node, |place| std::mem::take(&mut place.witnesses));
+        let told = |(other, generation): &&(NodeId, i64)| {
+            service.reconciler.has_heard(*other)
+                && self.place(*other, |place| place.generation == *generation)
+        };
+        if let Some((other, _)) = witnesses.iter().find(told)
+            && !service.reconciler.lacks()
+        {
+            let story = format!("server {other} remembers more than {node} has, and {node} heard it");
+            self.find("a server knows that it lost files", story);
+        }
+    }
+
+    /// Processes of other servers that remember more rows of this one.
+    fn witnesses(&self, node: NodeId, logged: i64) -> Vec<(NodeId, i64)> {
+        let remembers = |other: &NodeId| {
+            self.service(*other).is_some_and(|(service, _)| service.reconciler.remembers(node) > logged)
+        };
+        let others = self.ids().filter(|other| *other != node && self.plan.config.reconciliation);
+        others.filter(remembers).map(|other| (other, self.place(other, |place| place.generation))).collect()
+    }
+
+    /// The files of a server that has just ended are gone, or others are in their place.
+    /// In them so many rows were logged.
+    fn replace_files(&self, node: NodeId, files: Image, generation: i64, logged: Option<i64>) {
+        let witnesses = logged.map_or(Vec::new(), |logged| self.witnesses(node, logged));
+        self.place(node, |place| {
+            place.disk.restore(files);
+            place.generation = generation;
+            place.seen = None;
+            place.lost = Some(Lost::Now);
+            place.witnesses = witnesses;
+        });
+        // Its hints went with them, and what was delivered to it.
+        self.hinted.borrow_mut().retain(|(from, to, _), _| *from != node && *to != node);
     }
 
     /// Ends a server's process, if it runs.
     fn end_node(&self, node: NodeId, end: End) {
         let running = self.place(node, |place| place.running.take());
         let Some(mut running) = running else { return };
+        if running.ready && !running.core.service.reconciler.lacks() {
+            self.place(node, |place| {
+                if place.lost == Some(Lost::Known) {
+                    place.lost = Some(Lost::Regained);
+                }
+            });
+        }
         // Before the disk is gone: what did its readers see?
         let seen = all_cells(&running.core.store).ok();
         self.met.borrow_mut().add(&running.core.service);
+        self.note_hints(node, &running.core.store);
         self.net.trace.say("ended", || format!("{node} ended: {end:?}"));
         self.net.close(node);
         running.peers.close();
@@ -460,6 +570,22 @@ impl World {
                 wait(10).await;
                 self.start_node(node).await;
             }
+            Fault::LoseDisk { node, down_ms } => {
+                self.end_node(node, End::Kill);
+                self.replace_files(node, Image::new(), 0, Some(0));
+                wait(down_ms).await;
+                self.start_node(node).await;
+            }
+            Fault::OldCopy { node, ms } => {
+                let logged = self.store(node).map(|store| store.logged());
+                self.end_node(node, End::Kill);
+                let (copy, generation) = self.place(node, |place| (place.disk.image(), place.generation));
+                self.start_node(node).await;
+                wait(ms).await;
+                self.end_node(node, End::Kill);
+                self.replace_files(node, copy, generation, logged);
+                self.start_node(node).await;
+            }
             Fault::SlowDisk { node, pause_ms, ms } => {
                 let former = self.place(node, |place| {
                     place.held_up = true;
@@ -560,7 +686,9 @@ impl World {
     /// That server, or else another that runs.
     fn reachable(&self, wanted: NodeId) -> Option<NodeId> {
         let nodes = self.plan.nodes as u32;
-        (0..nodes).map(|more| NodeId((wanted.0 + more) % nodes)).find(|node| self.service(*node).is_some())
+        let ready =
+            |node: &NodeId| self.place(*node, |place| place.running.as_ref().is_some_and(|it| it.ready));
+        (0..nodes).map(|more| NodeId((wanted.0 + more) % nodes)).find(ready)
     }
 
     async fn step(&self, client: u32, session: &Arc<Session>, via: NodeId, step: &Step) -> Option<Told> {
@@ -632,6 +760,9 @@ impl World {
         if let Err(story) = self.until_quiet().await {
             return self.find("hints drain", story);
         }
+        if let Some(story) = self.hint_not_delivered() {
+            return self.find("a hint reaches its replica", story);
+        }
         let session = Arc::new(Session::new(([127, 0, 0, 1], 9).into()));
         let reader = self.plan.clients.len() as u32;
         if self.plan.config.reconciliation {
@@ -646,6 +777,11 @@ impl World {
         for node in self.ids() {
             met.add(&self.service(node).expect("it was started").0);
         }
+        match self.files_lost() {
+            FilesLost::No => {}
+            FilesLost::Known => self.met.borrow_mut().losses_known += 1,
+            FilesLost::Unknown => self.met.borrow_mut().losses_unknown += 1,
+        }
         let found = judge::judge(
             &self.plan,
             judge::Seen {
@@ -653,6 +789,7 @@ impl World {
                 contents: self.contents(),
                 ring: &self.ring,
                 sent_again: met.sent_again > 0,
+                files: self.files_lost(),
             },
         );
         if let Some(finding) = found {
@@ -668,6 +805,65 @@ impl World {
                     return self.find("a healthy cluster answers", format!("put k{key} at ALL: {other:?}"));
                 }
             }
+        }
+    }
+
+    /// Hints are looked at for as long as they are there, where nothing but they would bring a write.
+    async fn watch_hints(self: Rc<Self>) {
+        if self.plan.config.reconciliation {
+            return;
+        }
+        loop {
+            sleep(Duration::from_millis(50)).await;
+            for node in self.ids() {
+                if let Some(store) = self.store(node) {
+                    self.note_hints(node, &store);
+                }
+            }
+        }
+    }
+
+    fn note_hints(&self, from: NodeId, store: &Store) {
+        if self.plan.config.reconciliation || store.not_writable().is_some() {
+            return;
+        }
+        for to in store.hint_totals().into_keys() {
+            let Ok(hints) = store.hints(to, usize::MAX, usize::MAX) else { return }; // its disk is gone
+            for hint in hints {
+                let mutation = Mutation::decode(&hint.mutation).expect("the store checks its hints");
+                for (column, cell) in &mutation.cells {
+                    let engine_key = key::encode(mutation.table, &mutation.partition, column);
+                    let mut hinted = self.hinted.borrow_mut();
+                    let newest = hinted.entry((from, to, engine_key)).or_insert_with(|| cell.clone());
+                    if newest.order(cell).is_lt() {
+                        *newest = cell.clone();
+                    }
+                }
+            }
+        }
+    }
+
+    /// All hints are said to be delivered: a hint that was there, and a replica that has nothing as new.
+    fn hint_not_delivered(&self) -> Option<String> {
+        let held: BTreeMap<NodeId, BTreeMap<Vec<u8>, Cell>> =
+            self.contents().into_iter().map(|(node, cells)| (node, cells.into_iter().collect())).collect();
+        let hinted = self.hinted.borrow();
+        let lost = hinted.iter().find(|((_, to, engine_key), cell)| {
+            held[to].get(engine_key).is_none_or(|held| held.order(cell).is_lt())
+        });
+        lost.map(|((from, to, engine_key), cell)| {
+            let held = held[to].get(engine_key);
+            format!("server {from} had a hint for {to}: {} {cell:?}; there is {held:?}", name_of(engine_key))
+        })
+    }
+
+    /// What is promised of files that were lost.
+    fn files_lost(&self) -> FilesLost {
+        let lost = self.ids().find_map(|node| self.place(node, |place| place.lost));
+        match lost {
+            None => FilesLost::No,
+            Some(Lost::Known | Lost::Regained) => FilesLost::Known,
+            Some(Lost::Now | Lost::Unknown) => FilesLost::Unknown,
         }
     }
 

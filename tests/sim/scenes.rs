@@ -1,0 +1,104 @@
+//! Runs made by hand, each around one thing that once went wrong or that seeds meet too seldom. Seeds change their meaning
+//! whenever a plan is drawn differently; these do not. All of them run every time.
+
+use tetrachord::answer::NodeId;
+use tetrachord::config::Config;
+use tetrachord::coordinator::Level;
+
+use super::disk::End;
+use super::network::Weather;
+use super::plan::{Fault, Plan, Step, What};
+
+/// Every scene and its name.
+pub fn all() -> Vec<(&'static str, Plan)> {
+    vec![
+        ("an old copy does not bring back what was deleted", old_copy_and_deletion()),
+        ("a hint is kept until its replica has it", hint_and_slow_replica()),
+        ("a crash in the middle of a flush loses nothing", crashes_while_flushing()),
+        ("an old copy that writes catch up with is recognised", old_copy_under_load()),
+        ("writes at all levels of one key, made in the same microsecond", one_stamp_twice()),
+    ]
+}
+
+/// Three servers that hold everything, and nothing wrong.
+fn calm(seed: u64) -> Plan {
+    Plan {
+        seed,
+        nodes: 3,
+        config: Config { base_cache_bytes: 100_000, ..Config::default() },
+        weather: Weather::calm(),
+        disk_pause_ms: 0,
+        clock_offsets_ms: vec![0; 3],
+        faults: Vec::new(),
+        clients: Vec::new(),
+        strict: false,
+    }
+}
+
+fn step(think_ms: u64, via: u32, key: u32, level: Level, what: What) -> Step {
+    Step { think_ms, via: NodeId(via), key, level, what }
+}
+
+/// The copy has a value whose deletion has been collected everywhere when the copy is put back.
+fn old_copy_and_deletion() -> Plan {
+    let plan = calm(1);
+    let config = Config { collection_lag_ms: 0, collection_pause_ms: 0, reconcile_lag_ms: 0, ..plan.config };
+    let quorum = Level::Quorum;
+    let client = vec![
+        step(1_000, 0, 1, quorum, What::Put(20)),
+        step(3_000, 0, 1, quorum, What::Remove),
+        step(12_000, 0, 1, quorum, What::Get),
+    ];
+    let faults = vec![(3_000, Fault::OldCopy { node: NodeId(1), ms: 10_000 })];
+    Plan { config, faults, clients: vec![client], ..plan }
+}
+
+/// A server returns, gets its hints, takes its time over them, and ends before it has stored them.
+fn hint_and_slow_replica() -> Plan {
+    let plan = calm(2);
+    let config = Config { reconciliation: false, read_repair: false, ..plan.config };
+    let put = |key| step(if key == 0 { 1_500 } else { 10 }, 0, key, Level::Quorum, What::Put(20));
+    let node = NodeId(1);
+    let faults = vec![
+        (1_000, Fault::End { node, end: End::Kill, down_ms: 2_000 }),
+        (2_900, Fault::SlowDisk { node, pause_ms: 60_000, ms: 1_000 }),
+        (3_400, Fault::End { node, end: End::Kill, down_ms: 2_000 }),
+    ];
+    Plan { config, faults, clients: vec![(0..10).map(put).collect()], ..plan }
+}
+
+/// data.db gets a memtable cell by cell, and each cell takes its time.
+fn crashes_while_flushing() -> Plan {
+    let plan = calm(3);
+    let config = Config { memtable_bytes_max: 4_000, flush_transaction_cells: 1, ..plan.config };
+    let put = |key| step(20, 0, key, Level::Quorum, What::Put(200));
+    let crash = |number: u64| (400 + 370 * number, Fault::EndAll { end: End::PowerLoss, down_ms: 20 });
+    let faults = (0..20).map(crash).collect();
+    let clients = vec![(0..300).map(put).collect()];
+    Plan { config, disk_pause_ms: 10, faults, clients, ..plan }
+}
+
+/// As many rows come as the copy lacks, before the others have been heard.
+fn old_copy_under_load() -> Plan {
+    let plan = calm(4);
+    let weather = Weather { delay_ms: (0, 60), ..Weather::calm() };
+    let client = |client: u32| {
+        let put = move |key| step(3, client % 3, client * 100 + key, Level::Quorum, What::Put(20));
+        (0..200).map(put).collect()
+    };
+    let faults = vec![(2_000, Fault::OldCopy { node: NodeId(1), ms: 60 })];
+    Plan { weather, faults, clients: (0..8).map(client).collect(), ..plan }
+}
+
+/// Clocks agree to the microsecond, so that coordinators make the same stamps.
+fn one_stamp_twice() -> Plan {
+    let client = |client: u32| {
+        let one = move |number: u32| {
+            let level = [Level::One, Level::All, Level::Quorum][(number + client) as usize % 3];
+            let what = if (number + client).is_multiple_of(2) { What::Remove } else { What::Put(20) };
+            step(10, client % 3, 1, level, what)
+        };
+        (0..100).map(one).collect()
+    };
+    Plan { clients: (0..3).map(client).collect(), ..calm(5) }
+}
