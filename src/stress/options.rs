@@ -15,9 +15,9 @@ use crate::thrift::chord;
 
 /// Put a Tetrachord cluster under load, and say what it did and what that cost.
 ///
-/// Workloads A, B, C, D and F are YCSB's; read, write and mixed are plain ones over uniformly drawn keys. Latencies are
-/// measured at this end of the wire. With --rate they count from the moment an operation was due, not from when it could
-/// at last be sent, so that a stall shows in the percentiles.
+/// Workloads A, B, C, D and F are YCSB's; read, write, remove and mixed are plain ones over uniformly drawn keys.
+/// Latencies are measured at this end of the wire. With --rate they count from the moment an operation was due, not from
+/// when it could at last be sent, so that a stall shows in the percentiles.
 ///
 /// Exit code: 0 every operation succeeded (or --allow-errors), 1 some did not and nothing was published, 2 wrong use or
 /// no server.
@@ -170,6 +170,7 @@ pub enum WorkloadName {
     F,
     Read,
     Write,
+    Remove,
     Mixed,
 }
 
@@ -351,6 +352,7 @@ impl Options {
             WorkloadName::F => (Mix::new(50, 0, 0, 50), Order::Scrambled),
             WorkloadName::Read => (Mix::new(100, 0, 0, 0), Order::Uniform),
             WorkloadName::Write => (Mix::new(0, 100, 0, 0), Order::Uniform),
+            WorkloadName::Remove => (Mix::REMOVES, Order::Uniform),
             WorkloadName::Mixed => {
                 let reads = self.reads.unwrap_or(50);
                 (Mix::new(reads, 100 - reads, 0, 0), Order::Uniform)
@@ -391,6 +393,9 @@ impl Plan {
             return Err(WrongUse::Clash(
                 "a classic connection has one call under way at a time: raise --connections, not --outstanding",
             ));
+        }
+        if self.mix == Mix::REMOVES {
+            return Err(WrongUse::Clash("the classic service has no removal"));
         }
         if self.keys > CLASSIC_KEYS || self.mix.inserts() {
             return Err(WrongUse::Clash(

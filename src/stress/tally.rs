@@ -79,7 +79,7 @@ pub struct Failures {
 /// What happened in a stretch of time.
 #[derive(Clone, Debug, Default)]
 pub struct Window {
-    kinds: [Option<Latencies>; 4],
+    kinds: [Option<Latencies>; Kind::ALL.len()],
     /// By kind and class.
     pub errors: BTreeMap<(Kind, Class), Failures>,
     /// Reads that found no value.

@@ -12,7 +12,7 @@ use super::tally::{Class, Failed};
 use super::workload::Kind;
 use crate::client::{Client, ClientError};
 use crate::nodes::Address;
-use crate::thrift::chord::{GetRequest, PutRequest};
+use crate::thrift::chord::{GetRequest, PutRequest, RemoveRequest};
 use crate::thrift::method::Refusal;
 
 /// Values of any size in the plan: a stretch of random letters, whose first bytes change with each.
@@ -61,6 +61,7 @@ impl Target {
             values,
             put: PutRequest::new(key(), Vec::new(), on_wire(plan.write_level), None, None, None),
             get: GetRequest::new(key(), on_wire(plan.read_level), None),
+            remove: RemoveRequest::new(key(), on_wire(plan.write_level), None, None),
         }))
     }
 
@@ -83,6 +84,7 @@ impl Target {
                 let found = self.read(key).await?;
                 self.write(key, random).await.map(|()| found)
             }
+            Kind::Remove => self.remove(key).await.map(|()| true),
         }
     }
 
@@ -99,6 +101,13 @@ impl Target {
             Target::Classic(classic) => classic.write(key, random).await,
         }
     }
+
+    async fn remove(&mut self, key: u64) -> Result<(), Failed> {
+        match self {
+            Target::Own(own) => own.remove(key).await,
+            Target::Classic(_) => unreachable!("the options refuse it: the classic service has no removal"),
+        }
+    }
 }
 
 /// Requests of one caller.
@@ -107,6 +116,7 @@ pub struct Own {
     values: Rc<Values>,
     put: PutRequest,
     get: GetRequest,
+    remove: RemoveRequest,
 }
 
 impl Own {
@@ -125,6 +135,11 @@ impl Own {
             Ok(_) => Ok(()),
             Err(error) => Err(failed(&error)),
         }
+    }
+
+    async fn remove(&mut self, key: u64) -> Result<(), Failed> {
+        write_key(key, self.remove.key.as_mut().expect("set when it was made"));
+        self.client.remove(&self.remove).await.map(|_| ()).map_err(|error| failed(&error))
     }
 }
 

@@ -143,6 +143,7 @@ fn what_cannot_be_done_is_refused_with_a_reason() {
     assert!(refused("--workload E").contains("there are no scans yet"));
     assert!(refused("--classic --outstanding 2").contains("raise --connections"));
     assert!(refused("--classic --workload D").contains("0 to 255"));
+    assert!(refused("--classic --workload remove --keys 256").contains("no removal"));
     assert!(refused("--workload read --level ANY").contains("--read-level"));
     assert!(refused("--level SOME").contains("SOME"));
     assert!(refused("--reads 10").contains("--workload mixed"));

@@ -13,11 +13,13 @@ pub enum Kind {
     Insert,
     /// A get and then a put of the same key; its latency is that of both.
     ReadModifyWrite,
+    /// A removal of a key that may be there.
+    Remove,
 }
 
 impl Kind {
     /// In the order of reports.
-    pub const ALL: [Kind; 4] = [Kind::Read, Kind::Write, Kind::Insert, Kind::ReadModifyWrite];
+    pub const ALL: [Kind; 5] = [Kind::Read, Kind::Write, Kind::Insert, Kind::ReadModifyWrite, Kind::Remove];
 
     /// In reports.
     pub fn name(self) -> &'static str {
@@ -26,18 +28,22 @@ impl Kind {
             Kind::Write => "write",
             Kind::Insert => "insert",
             Kind::ReadModifyWrite => "read-modify-write",
+            Kind::Remove => "remove",
         }
     }
 }
 
 /// Of 100 operations, how many are of each kind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Mix([u8; 4]);
+pub struct Mix([u8; 5]);
 
 impl Mix {
+    /// Removals, and nothing else.
+    pub const REMOVES: Mix = Mix([0, 0, 0, 0, 100]);
+
     /// The four must be 100 in sum.
     pub fn new(reads: u8, writes: u8, inserts: u8, read_modify_writes: u8) -> Mix {
-        let percents = [reads, writes, inserts, read_modify_writes];
+        let percents = [reads, writes, inserts, read_modify_writes, 0];
         assert_eq!(percents.iter().map(|&percent| u32::from(percent)).sum::<u32>(), 100);
         Mix(percents)
     }
