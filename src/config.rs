@@ -241,8 +241,8 @@ settings! {
         reconcile_step_cells: usize = 512, 1 to 100_000;
         /// Cells of one list of versions.
         reconcile_list_cells: usize = 1_024, 1 to 10_000;
-        /// Cells of one message that brings cells.
-        reconcile_batch_cells: usize = 256, 1 to 10_000;
+        /// Cells of one message that brings cells: one list of versions, and one commit where they arrive.
+        reconcile_batch_cells: usize = 1_024, 1 to 10_000;
         /// Bytes of one message that brings cells; a single larger one is a message nonetheless.
         reconcile_batch_bytes: usize = 1_048_576, 1_000 to 100_000_000;
         /// Share of its time (0 to 1) a server spends on comparing one range while clients send requests ...

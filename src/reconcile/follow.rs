@@ -6,7 +6,7 @@ use std::sync::Arc;
 use tokio::time::Instant;
 
 use super::Reconciler;
-use super::lead::{Counting, SPANS_MAX, version};
+use super::lead::{Counting, SPANS_MAX, Scanned, version};
 use super::pace::Work;
 use super::wire;
 use crate::answer::NodeId;
@@ -69,7 +69,6 @@ impl Reconciler {
     }
 
     async fn answer_compare(&self, index: usize, request: PeerReconcile) -> Answered {
-        let began = Instant::now();
         let mut cut = request.cut.as_ref().map(wire::read_cut).ok_or("the cut is missing")?;
         cut.horizon = cut.horizon.or(self.horizon(index));
         let quick = request.quick == Some(true);
@@ -79,15 +78,20 @@ impl Reconciler {
             return Err(format!("{} spans are more than {SPANS_MAX}", spans.len()));
         }
         if let (true, [span]) = (quick, &spans[..]) {
-            self.note_there(&start, span.cells.and_then(|cells| u64::try_from(cells).ok()).unwrap_or(0));
+            self.note_there(
+                index,
+                &start,
+                span.cells.and_then(|cells| u64::try_from(cells).ok()).unwrap_or(0),
+            );
         }
-        let (mut verdicts, mut scanned) = (Vec::with_capacity(spans.len()), 0);
+        let (mut verdicts, mut scanned) = (Vec::with_capacity(spans.len()), Scanned::default());
         for span in spans {
             let end = span.before.unwrap_or_default();
             if end <= start {
                 return Err("the spans do not rise".to_owned());
             }
-            let how = if quick || scanned >= COMPARE_CELLS { Counting::Known } else { Counting::AtOnce };
+            let how =
+                if quick || scanned.cells >= COMPARE_CELLS { Counting::Known } else { Counting::AtOnce };
             let counted = self.count(&start, &end, &cut, how, &mut scanned).await;
             verdicts.push(match counted.map_err(|error| error.to_string())? {
                 None => NOT_KNOWN,
@@ -99,11 +103,10 @@ impl Reconciler {
             });
             start = end;
         }
-        let worked = if scanned == 0 { std::time::Duration::ZERO } else { began.elapsed() };
         Ok(PeerReconciled {
             verdicts: Some(verdicts),
             cut: Some(wire::of_horizon(self.horizon(index))),
-            pause: Some(self.pace.pause_us(worked, Work::Look)),
+            pause: Some(self.pace.pause_us(scanned.took, self.look_work(index))),
             ..nothing()
         })
     }

@@ -5,10 +5,15 @@
 //!
 //! The sums sent to all the others are one and the same, made once: if each of them says *the same*, all replicas were
 //! equal, even though they were asked one after the other.
+//!
+//! While clients write everywhere, sums do not last: a few leaves at a time are counted and compared at once (`walk`), and
+//! rests come between, not within. Where a write came in between nonetheless, lists settle what sums cannot: two
+//! replicas lack nothing of each other up to the cut if each has every cell of the other's list, or a newer one.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use tokio::time::Instant;
 
@@ -19,7 +24,7 @@ use super::stretch::{Stretch, stretches};
 use super::wire;
 use crate::answer::{Failure, NodeId, ask_one};
 use crate::cell::{Cell, Content, Stamp};
-use crate::store::leaves::{Counted, Cut, Horizon, Scan};
+use crate::store::leaves::{Counted, Cut, Horizon, LEAF_CELLS, Scan};
 use crate::store::{StoreError, cell_hash};
 use crate::thrift::chord::{PeerAsks, PeerCut, PeerReconcile, PeerReconciled, PeerSpan};
 
@@ -29,10 +34,19 @@ pub(super) const SPANS_MAX: usize = 64;
 /// How often a leaf is compared in one pass while cells of it are on their way.
 const LEAF_ATTEMPTS: usize = 4;
 
+/// Leaves to be summed up from which on a stretch is walked: their sums would be old before the last of them is made.
+const DIRTY_LEAVES_MAX: usize = 64;
+
+/// Groups that differ at once from which on a stretch is walked.
+const GROUPS_MAX: usize = SPANS_MAX / 4;
+
+/// Cells of one step of a walk, about; less than what one answer to `COMPARE` scans.
+const WALK_CELLS: usize = 2048;
+
 /// How a pass through a range ended.
 #[derive(Debug, Default)]
 pub(super) struct Compared {
-    /// Cells that moved, in either direction.
+    /// Cells that differed and moved, in either direction.
     pub moved: u64,
     /// What stands against calling all replicas asked equal; empty: nothing.
     pub why: String,
@@ -63,10 +77,31 @@ struct Pass<'a> {
     cut: Cut,
     /// Up to where this server has collected.
     collected: Stamp,
+    /// What looking is for: it may take more while not all is known to be equal.
+    work: Work,
     moved: u64,
     unsettled: bool,
     /// A replica has collected further than the cut says.
     outdated: AtomicBool,
+}
+
+/// The leaves in which somebody differs, by their indices, and who that is.
+type Suspects = BTreeMap<usize, Vec<NodeId>>;
+
+/// What scans have looked at, and how long that took without what happened in between.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Scanned {
+    pub cells: usize,
+    pub took: Duration,
+}
+
+/// What an exchange with another replica moved.
+#[derive(Clone, Copy, Debug, Default)]
+struct Moved {
+    /// Cells that were missing on one side.
+    differing: u64,
+    /// Cells that came here, or went from here; whoever was asked before was not told of them.
+    changed_here: u64,
 }
 
 /// A leaf, or several, as counted here.
@@ -99,6 +134,7 @@ impl Reconciler {
             followers,
             cut,
             collected,
+            work: self.look_work(index),
             moved: 0,
             unsettled: false,
             outdated: AtomicBool::new(false),
@@ -123,7 +159,7 @@ impl Reconciler {
         end: &[u8],
         cut: &Cut,
         how: Counting,
-        scanned: &mut usize,
+        scanned: &mut Scanned,
     ) -> Result<Option<Counted>, StoreError> {
         let mut at = start.to_vec();
         let mut total = Counted::default();
@@ -163,7 +199,7 @@ impl Reconciler {
         cut: &Cut,
         to_boundary: bool,
         how: Counting,
-        scanned: &mut usize,
+        scanned: &mut Scanned,
     ) -> Result<Scan, StoreError> {
         let horizon = self.store.horizon_at(start);
         let mut scan = Scan::new(start, end, *cut, horizon, to_boundary);
@@ -171,28 +207,46 @@ impl Reconciler {
             let began = Instant::now();
             let before = scan.sum.all.cells + scan.sum.gone;
             self.store.scan(&mut scan, self.config.reconcile_step_cells)?;
-            *scanned += (scan.sum.all.cells + scan.sum.gone - before) as usize;
+            scanned.cells += (scan.sum.all.cells + scan.sum.gone - before) as usize;
+            scanned.took += began.elapsed();
             match how {
-                Counting::Resting => self.pace.rest(began, Work::Look).await,
+                Counting::Resting(work) => self.pace.rest(began, work).await,
                 Counting::AtOnce | Counting::Known => tokio::task::yield_now().await,
             }
         }
         Ok(scan)
     }
 
-    /// Asks another server, and leaves it alone for as long as it asks.
+    /// Asks another server, once it wants to be asked again.
     pub(super) async fn ask(&self, node: NodeId, request: PeerReconcile) -> Result<PeerReconciled, Stopped> {
+        self.until_welcome(node).await;
         let request = PeerReconcile { epoch: Some(self.ring.epoch() as i64), ..request };
         let answer = ask_one(node, |to| self.peers.reconcile(request, to)).await;
         let answer = answer.map_err(|failure| Stopped::Other(node, failure))?;
         if let Some(refused) = answer.refused.as_ref().filter(|refused| !refused.is_empty()) {
             return Err(Stopped::Other(node, Failure::Refused(refused.as_str().into())));
         }
-        let pause = pace::pause(answer.pause);
-        if !pause.is_zero() {
-            tokio::time::sleep(pause).await;
-        }
+        let welcome = Instant::now() + pace::pause(answer.pause);
+        self.known().welcome.insert(node, welcome);
         Ok(answer)
+    }
+
+    /// Leaves another server alone for as long as it asked when it answered last.
+    async fn until_welcome(&self, node: NodeId) {
+        let welcome = self.known().welcome.get(&node).copied();
+        if let Some(welcome) = welcome.filter(|welcome| *welcome > Instant::now()) {
+            tokio::time::sleep_until(welcome).await;
+        }
+    }
+
+    /// Looking at a range that is proven equal takes a smaller share than at one that may lack something; unless a server
+    /// gets back what it lost, for its ranges wait behind this one.
+    pub(super) fn look_work(&self, index: usize) -> Work {
+        let whole = self.nodes.iter().all(|node| self.is_whole(*node, index));
+        let known = self.known();
+        let range = &known.ranges[index];
+        let equal = whole && range.proven.is_some() && range.why.is_empty();
+        if equal { Work::Look } else { Work::Mend }
     }
 }
 
@@ -201,14 +255,17 @@ impl Reconciler {
 pub(super) enum Counting {
     /// Not at all.
     Known,
-    /// It scans and rests in between.
-    Resting,
+    /// It scans and rests in between, as is due for this work.
+    Resting(Work),
     /// It scans: somebody waits, and will rest for both.
     AtOnce,
 }
 
 impl Pass<'_> {
     async fn stretch(&mut self, stretch: &Stretch) -> Result<(), Stopped> {
+        if self.dirty_leaves(stretch) > DIRTY_LEAVES_MAX {
+            return self.walk(stretch).await;
+        }
         let mut spans = None;
         let total = match self.known_total(stretch) {
             Some(total) => total,
@@ -217,7 +274,7 @@ impl Pass<'_> {
                 .iter()
                 .fold(Counted::default(), |total, span| total.and(span.counted)),
         };
-        let mut suspects = BTreeSet::new();
+        let mut suspects = Suspects::new();
         let whole = [Span { end: stretch.end.clone(), counted: total }];
         for &node in self.followers {
             self.me.stats.reconcile_comparisons.count();
@@ -228,14 +285,63 @@ impl Pass<'_> {
                 spans = Some(self.count_leaves(stretch).await?);
             }
             let spans = spans.as_deref().expect("they were counted just now");
-            self.descend(node, &stretch.start, spans, &mut suspects).await?;
+            if !self.descend(node, &stretch.start, spans, &mut suspects).await? {
+                return self.walk(stretch).await;
+            }
         }
-        let spans = spans.unwrap_or_default();
-        for index in suspects {
-            let start = if index == 0 { &stretch.start } else { &spans[index - 1].end };
-            self.settle_leaf(start, &spans[index].end).await?;
+        self.settle(&stretch.start, &spans.unwrap_or_default(), suspects).await
+    }
+
+    /// A few leaves at a time: counted, compared and settled before more is written into them.
+    async fn walk(&mut self, stretch: &Stretch) -> Result<(), Stopped> {
+        self.tell_size(stretch).await?;
+        let mut at = stretch.start.clone();
+        while at < stretch.end {
+            if self.me.look_work(self.index) == Work::Mend {
+                self.work = Work::Mend;
+            }
+            self.until_all_welcome().await;
+            let mut scanned = Scanned::default();
+            let spans = self.count_some(&at, &stretch.end, Counting::AtOnce, &mut scanned).await?;
+            let mut suspects = Suspects::new();
+            for &node in self.followers {
+                self.me.stats.reconcile_comparisons.count();
+                let verdicts = self.compare(node, &at, &spans, false).await?;
+                suspect(&mut suspects, node, 0, &verdicts);
+            }
+            self.me.pace.rest_from(scanned.took, self.work).await;
+            self.settle(&at, &spans, suspects).await?;
+            at.clone_from(&spans.last().expect("a stretch has a leaf").end);
         }
         Ok(())
+    }
+
+    /// About how many cells there are, for whoever gets them back: no answer is expected to such a sum.
+    async fn tell_size(&self, stretch: &Stretch) -> Result<(), Stopped> {
+        let mut cells = 0;
+        self.me.store.each_leaf(&stretch.start, &stretch.end, |_, sum| {
+            cells += sum.map_or(LEAF_CELLS, |sum| sum.all.cells);
+        });
+        let whole = [Span { end: stretch.end.clone(), counted: Counted { cells, digest: 0 } }];
+        for &node in self.followers {
+            self.compare(node, &stretch.start, &whole, true).await?;
+        }
+        Ok(())
+    }
+
+    async fn until_all_welcome(&self) {
+        for &node in self.followers {
+            self.me.until_welcome(node).await;
+        }
+    }
+
+    /// How many leaves have to be scanned for this cut.
+    fn dirty_leaves(&self, stretch: &Stretch) -> usize {
+        let mut dirty = 0;
+        self.me.store.each_leaf(&stretch.start, &stretch.end, |_, sum| {
+            dirty += usize::from(sum.and_then(|sum| sum.counted(&self.cut)).is_none());
+        });
+        dirty
     }
 
     /// The sum of all the leaves, if there is one of each.
@@ -255,14 +361,31 @@ impl Pass<'_> {
         let mut spans = Vec::new();
         let mut at = stretch.start.clone();
         while at < stretch.end {
-            let leaf = self.me.store.leaf_at(&at, &stretch.end);
+            let how = Counting::Resting(self.work);
+            spans.extend(self.count_some(&at, &stretch.end, how, &mut Scanned::default()).await?);
+            at.clone_from(&spans.last().expect("a stretch has a leaf").end);
+        }
+        Ok(spans)
+    }
+
+    /// The next leaves with their counts: as many as one question takes, or one answer scans.
+    async fn count_some(
+        &self,
+        start: &[u8],
+        end: &[u8],
+        how: Counting,
+        scanned: &mut Scanned,
+    ) -> Result<Vec<Span>, Stopped> {
+        let mut spans: Vec<Span> = Vec::new();
+        let (mut at, mut cells) = (start.to_vec(), 0);
+        while at[..] < *end && spans.len() < SPANS_MAX && scanned.cells.max(cells) < WALK_CELLS {
+            let leaf = self.me.store.leaf_at(&at, end);
             let known = leaf.sum.and_then(|sum| sum.counted(&self.cut)).filter(|_| leaf.start == at);
             let (end, counted) = match known {
                 Some(counted) => (leaf.end, counted),
                 None => {
                     let whole = leaf.start == at;
-                    let how = Counting::Resting;
-                    let scan = self.me.scan(&at, &leaf.end, &self.cut, whole, how, &mut 0).await?;
+                    let scan = self.me.scan(&at, &leaf.end, &self.cut, whole, how, scanned).await?;
                     if whole {
                         self.me.store.note_leaf(&leaf, &scan);
                     }
@@ -270,26 +393,27 @@ impl Pass<'_> {
                 }
             };
             at.clone_from(&end);
+            cells += counted.cells as usize;
             spans.push(Span { end, counted });
         }
         Ok(spans)
     }
 
-    /// Finds the leaves in which the other server differs: group by group, then leaf by leaf.
+    /// Finds the leaves in which the other server differs: group by group, then leaf by leaf. False: these are so many, or it
+    /// would have to scan so many, that a walk is better.
     async fn descend(
         &self,
         node: NodeId,
         start: &[u8],
         spans: &[Span],
-        suspects: &mut BTreeSet<usize>,
-    ) -> Result<(), Stopped> {
+        suspects: &mut Suspects,
+    ) -> Result<bool, Stopped> {
         let start_of = |index: usize| if index == 0 { start } else { &spans[index - 1].end[..] };
         let mut groups = vec![(0, spans.len())];
         while let Some((from, to)) = groups.pop() {
             if to - from <= SPANS_MAX {
                 let verdicts = self.compare(node, start_of(from), &spans[from..to], false).await?;
-                let differing = verdicts.iter().enumerate().filter(|(_, verdict)| **verdict != Verdict::Same);
-                suspects.extend(differing.map(|(index, _)| from + index));
+                suspect(suspects, node, from, &verdicts);
                 continue;
             }
             let size = (to - from).div_ceil(SPANS_MAX);
@@ -303,8 +427,11 @@ impl Pass<'_> {
             let verdicts = self.compare(node, start_of(from), &sums, true).await?;
             let differing = parts.into_iter().zip(verdicts).filter(|(_, verdict)| *verdict != Verdict::Same);
             groups.extend(differing.map(|(part, _)| part).rev());
+            if groups.len() > GROUPS_MAX {
+                return Ok(false);
+            }
         }
-        Ok(())
+        Ok(true)
     }
 
     /// What the other server says of each span. Not `quick`: it scans what it does not know, some at a time.
@@ -350,40 +477,63 @@ impl Pass<'_> {
         Ok(verdicts)
     }
 
-    /// Makes one leaf equal on all replicas.
-    async fn settle_leaf(&mut self, start: &[u8], end: &[u8]) -> Result<(), Stopped> {
-        let mut counted_as_differing = false;
+    /// Makes the leaves equal in which somebody was found to differ.
+    async fn settle(&mut self, start: &[u8], spans: &[Span], suspects: Suspects) -> Result<(), Stopped> {
+        for (index, nodes) in suspects {
+            let start = if index == 0 { start } else { &spans[index - 1].end };
+            self.settle_leaf(start, &spans[index].end, nodes).await?;
+        }
+        Ok(())
+    }
+
+    /// Makes one leaf equal on all replicas, `suspects` first. If something differed, the next pass has to confirm it. If
+    /// only cells on their way came from one of them, all are asked again: whoever was asked before may lack them.
+    async fn settle_leaf(&mut self, start: &[u8], end: &[u8], suspects: Vec<NodeId>) -> Result<(), Stopped> {
+        let mut suspects = suspects;
         for _ in 0..LEAF_ATTEMPTS {
-            let counted = self.me.count(start, end, &self.cut, Counting::Resting, &mut 0).await?;
-            let span = Span { end: end.to_vec(), counted: counted.expect("it was scanned") };
-            let mut same = true;
-            for &node in self.followers {
-                if self.compare(node, start, std::slice::from_ref(&span), false).await?[0] == Verdict::Same {
-                    continue;
-                }
-                same = false;
-                let moved = self.mend(node, start, end).await?;
-                if moved > 0 {
-                    self.me.note_divergence(self.index);
-                    self.moved += moved;
-                    if !std::mem::replace(&mut counted_as_differing, true) {
-                        self.me.stats.reconcile_leaves_differing.count();
-                    }
-                }
+            let mut moved = Moved::default();
+            for &node in &suspects {
+                let with_one = self.mend(node, start, end).await?;
+                moved.differing += with_one.differing;
+                moved.changed_here += with_one.changed_here;
             }
-            if same {
+            if moved.differing > 0 {
+                self.me.note_divergence(self.index);
+                self.me.stats.reconcile_leaves_differing.count();
+                self.moved += moved.differing;
+                self.work = Work::Mend;
                 return Ok(());
             }
+            if moved.changed_here == 0 {
+                return Ok(());
+            }
+            suspects = self.differing(start, end).await?;
         }
         self.unsettled = true;
         Ok(())
     }
 
-    /// Lists the versions on both sides and exchanges what differs. Returns how many cells moved.
-    async fn mend(&self, node: NodeId, start: &[u8], end: &[u8]) -> Result<u64, Stopped> {
-        let mut moved = 0;
+    /// Who differs in one leaf now.
+    async fn differing(&self, start: &[u8], end: &[u8]) -> Result<Vec<NodeId>, Stopped> {
+        self.until_all_welcome().await;
+        let mut scanned = Scanned::default();
+        let counted = self.me.count(start, end, &self.cut, Counting::AtOnce, &mut scanned).await?;
+        let span = Span { end: end.to_vec(), counted: counted.expect("it was scanned") };
+        let mut differing = Vec::new();
+        for &node in self.followers {
+            let verdicts = self.compare(node, start, std::slice::from_ref(&span), false).await?;
+            differing.extend((verdicts[0] != Verdict::Same).then_some(node));
+        }
+        self.me.pace.rest_from(scanned.took, self.work).await;
+        Ok(differing)
+    }
+
+    /// Lists the versions on both sides and exchanges what differs.
+    async fn mend(&self, node: NodeId, start: &[u8], end: &[u8]) -> Result<Moved, Stopped> {
+        let mut moved = Moved::default();
         let mut at = start.to_vec();
         while at[..] < *end {
+            self.me.until_welcome(node).await;
             let began = Instant::now();
             let (mut cells, all) = self.me.store.run(&at, end, self.me.config.reconcile_list_cells)?;
             let mut upto = match cells.last() {
@@ -414,7 +564,9 @@ impl Pass<'_> {
             self.note_horizon(answer.cut.as_ref());
             let plan = decide::plan(&mine, &theirs, &self.cut, self.collected, their_horizon.stamp);
             self.me.pace.rest_from(worked, Work::Mend).await;
-            moved += self.carry_out(node, &cells, &theirs, &plan, their_horizon).await?;
+            let cells = self.carry_out(node, &cells, &theirs, &plan, their_horizon).await?;
+            moved.differing += cells.saturating_sub(plan.overtaken as u64);
+            moved.changed_here += (plan.fetch.len() + plan.drop_mine.len()) as u64;
             at = upto;
         }
         Ok(moved)
@@ -509,6 +661,13 @@ impl Pass<'_> {
 
     fn odd(&self, node: NodeId, what: &str) -> Stopped {
         Stopped::Other(node, Failure::Refused(format!("it answered with {what}").into()))
+    }
+}
+
+/// Notes who differs in which of the leaves from this index on.
+fn suspect(suspects: &mut Suspects, node: NodeId, from: usize, verdicts: &[Verdict]) {
+    for (index, _) in verdicts.iter().enumerate().filter(|(_, verdict)| **verdict != Verdict::Same) {
+        suspects.entry(from + index).or_default().push(node);
     }
 }
 

@@ -79,6 +79,9 @@ const LEFTOVERS_LOOK: Duration = Duration::from_secs(60);
 /// How often a refill says how far it is.
 const REFILL_SAID: Duration = Duration::from_secs(5);
 
+/// How far ahead of the clock a stamp may be and still count as made by one: a pass takes a while, and clients write.
+const PASS_MAX_US: i64 = 600 * 1_000_000;
+
 /// How often it is written down what the others have logged: a copy of files older than this is recognised.
 const MEMORY_KEPT: Duration = Duration::from_secs(5);
 
@@ -133,6 +136,8 @@ struct Known {
     /// By index in the ring's order; those of which this server is no replica stay empty.
     ranges: Vec<RangeKnown>,
     heard: BTreeMap<NodeId, Heard>,
+    /// Until when the others want to be left alone.
+    welcome: BTreeMap<NodeId, Instant>,
     samples: Samples,
     /// Of this server's own files.
     incarnation: i64,
@@ -156,8 +161,8 @@ struct Refilling {
     /// Cells and bytes received before.
     before: (u64, u64),
     said_at: Instant,
-    /// How many cells the leaders have, by the stretches they begin.
-    there: BTreeMap<Vec<u8>, u64>,
+    /// How many cells the leaders have, by range and by the stretches they begin.
+    there: BTreeMap<usize, BTreeMap<Vec<u8>, u64>>,
 }
 
 /// A range as this server, one of its replicas, sees it.
@@ -294,7 +299,8 @@ impl Reconciler {
             self.note_remembered(node, answer.memory.as_ref());
             let waits = answer.waits.unwrap_or_default();
             let wall_us = answer.wall.unwrap_or(0);
-            let heard = Heard { at: Instant::now(), promise: Stamp(promise), waits, wall_us, tables };
+            let whole = answer.whole == Some(true);
+            let heard = Heard { at: Instant::now(), promise: Stamp(promise), waits, wall_us, tables, whole };
             self.known().heard.insert(node, heard);
         }
     }
@@ -453,7 +459,10 @@ impl Reconciler {
         let cells = self.stats.reconcile_cells_received.get() - refilling.before.0;
         let bytes = self.stats.reconcile_bytes_received.get() - refilling.before.1;
         let took = refilling.since.elapsed().as_secs_f64();
-        let there: u64 = refilling.there.values().sum();
+        // Of the ranges that no leader has told of yet, as much as of the others.
+        let told = refilling.there.values().flat_map(BTreeMap::values).sum::<u64>();
+        let mine = self.ring.ranges().iter().filter(|range| range.replicas.contains(&self.me)).count();
+        let there = told * mine as u64 / refilling.there.len().max(1) as u64;
         let mut said = format!("{cells} cells, {bytes} bytes got back in {took:.1} s");
         if there > cells && cells > 0 {
             let left = (there - cells) as f64 * took / cells as f64;
@@ -463,9 +472,9 @@ impl Reconciler {
     }
 
     /// The leader has so many cells in a stretch that this server is getting back.
-    fn note_there(&self, start: &[u8], cells: u64) {
+    fn note_there(&self, index: usize, start: &[u8], cells: u64) {
         if let Some(refilling) = &mut self.known().refilling {
-            refilling.there.insert(start.to_vec(), cells);
+            refilling.there.entry(index).or_default().insert(start.to_vec(), cells);
         }
     }
 
@@ -547,10 +556,18 @@ impl Reconciler {
         }
     }
 
-    /// True if this server is the first replica of the range that is up.
+    /// True if this server is the first replica of the range that is up; of those that lost something only if all did,
+    /// for whoever has the cells knows how many there are, and giving is quicker than asking key by key.
     fn leads(&self, index: usize) -> bool {
-        let replicas = &self.ring.ranges()[index].replicas;
-        replicas.iter().find(|node| self.is_up(**node)) == Some(&self.me)
+        let up = || self.ring.ranges()[index].replicas.iter().filter(|node| self.is_up(**node));
+        up().find(|node| self.is_whole(**node, index)).or(up().next()) == Some(&self.me)
+    }
+
+    pub(super) fn is_whole(&self, node: NodeId, index: usize) -> bool {
+        match node == self.me {
+            true => !self.standing.is_lacking(index),
+            false => self.known().heard.get(&node).is_none_or(|heard| heard.whole),
+        }
     }
 
     fn is_up(&self, node: NodeId) -> bool {
@@ -577,7 +594,7 @@ impl Reconciler {
         if moved > 0 {
             log::info!("server {}: range {index}: {moved} cells moved between its replicas", self.me);
         }
-        let equal = compared.why.is_empty();
+        let equal = compared.why.is_empty() && moved == 0;
         let collected = match proven {
             Ok(_) => self.collect(index, &followers, cut.horizon).await,
             Err(_) => Ok(self.horizon(index)),
@@ -618,7 +635,12 @@ impl Reconciler {
         let lag = Duration::from_millis(self.config.reconcile_lag_ms);
         let upto = self.known().samples.before(Instant::now(), lag);
         let horizon = self.horizon(index).or(self.known().ranges[index].told);
-        Cut { upto, beyond: self.clock.latest().max(upto), horizon }
+        Cut { upto, beyond: self.beyond(upto), horizon }
+    }
+
+    /// What clocks make while a pass lasts is on its way; what no clock can have made is not.
+    fn beyond(&self, upto: Stamp) -> Stamp {
+        Stamp(self.clock.latest().max(upto).0.saturating_add(PASS_MAX_US))
     }
 
     /// Takes note of how a pass ended. `equal`: nothing differs among those that were asked.
@@ -704,7 +726,7 @@ impl Reconciler {
             };
             self.ask(node, request).await.map_err(|stopped| stopped.to_string())?;
         }
-        let cut = Cut { upto: wanted.stamp, beyond: self.clock.latest().max(wanted.stamp), horizon: agreed };
+        let cut = Cut { upto: wanted.stamp, beyond: self.beyond(wanted.stamp), horizon: agreed };
         let compared = self.pass(index, followers, cut).await.map_err(|stopped| stopped.to_string())?;
         if compared.moved > 0 || !compared.why.is_empty() {
             return Err("differences came up while it was closed".to_owned());

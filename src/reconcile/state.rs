@@ -41,6 +41,8 @@ pub(super) struct Heard {
     /// Its wall clock (µs since 1970).
     pub wall_us: i64,
     pub tables: Vec<TableId>,
+    /// It lacks nothing that it once had.
+    pub whole: bool,
 }
 
 /// The stamps that the clock had reached at times past.
@@ -133,6 +135,7 @@ mod tests {
             waits: format!("waits {promise}"),
             wall_us: 0,
             tables: Vec::new(),
+            whole: true,
         };
         let nodes = [NodeId(1), NodeId(2)];
         let age = Duration::from_secs(3);

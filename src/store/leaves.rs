@@ -28,6 +28,9 @@ use super::view::cell_hash;
 /// A leaf ends behind a key whose hash has so many low zero bits: 1,024 cells on average, a millisecond or two to scan.
 const BOUNDARY_BITS: u32 = 10;
 
+/// Cells of a leaf, on average.
+pub const LEAF_CELLS: u64 = 1 << BOUNDARY_BITS;
+
 /// Up to where deletions and expired values were collected: dead cells it covers count as gone, wherever they still lie.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Horizon {
