@@ -131,18 +131,21 @@ pub struct Reconciler {
 }
 
 /// What was learnt since the start.
-#[derive(Default)]
 struct Known {
     /// By index in the ring's order; those of which this server is no replica stay empty.
     ranges: Vec<RangeKnown>,
     heard: BTreeMap<NodeId, Heard>,
     /// Until when the others want to be left alone.
     welcome: BTreeMap<NodeId, Instant>,
-    samples: Samples,
+    /// What is compared is older than the one, what is collected older than the other.
+    compared: Samples,
+    collected: Samples,
     /// Of this server's own files.
     incarnation: i64,
     /// They are known to lack nothing.
     whole: bool,
+    /// Since this process began it was told that they lack something.
+    told: bool,
     /// Rows they had logged when this process began.
     logged_before: i64,
     /// What is remembered of the others' files.
@@ -215,7 +218,22 @@ impl Reconciler {
         let memory: BTreeMap<NodeId, Claim> = nodes.iter().filter_map(remembered).collect();
         let kept = memory.clone();
         let logged_before = store.logged();
-        let known = Known { ranges, incarnation, whole, logged_before, memory, kept, ..Known::default() };
+        let known = Known {
+            ranges,
+            heard: BTreeMap::new(),
+            welcome: BTreeMap::new(),
+            compared: Samples::new(Duration::from_millis(config.reconcile_lag_ms)),
+            collected: Samples::new(Duration::from_millis(config.collection_lag_ms)),
+            incarnation,
+            whole,
+            told: false,
+            logged_before,
+            memory,
+            kept,
+            kept_at: None,
+            remembered: 0,
+            refilling: None,
+        };
         let known = Mutex::new(known);
         Ok(Arc::new(Reconciler {
             me,
@@ -254,8 +272,7 @@ impl Reconciler {
         self.remember_self(incarnation, whole).await;
         let mut leftovers_at = Instant::now() + LEFTOVERS_LOOK;
         loop {
-            let reached = self.clock.latest();
-            self.known().samples.take(Instant::now(), reached);
+            self.sample_clock();
             self.pace.note_requests(self.requests());
             self.gather_promises().await;
             self.look_after_refill().await;
@@ -272,6 +289,13 @@ impl Reconciler {
                 }
             }
         }
+    }
+
+    fn sample_clock(&self) {
+        let (now, reached) = (Instant::now(), self.clock.latest());
+        let mut known = self.known();
+        known.compared.take(now, reached);
+        known.collected.take(now, reached);
     }
 
     async fn gather_promises(&self) {
@@ -407,7 +431,7 @@ impl Reconciler {
             own.incarnation
         );
         self.standing.lose_all();
-        known.whole = false;
+        (known.whole, known.told) = (false, true);
         let before = (self.stats.reconcile_cells_received.get(), self.stats.reconcile_bytes_received.get());
         let now = Instant::now();
         known.refilling = Some(Refilling { since: now, before, said_at: now, there: BTreeMap::new() });
@@ -539,6 +563,11 @@ impl Reconciler {
         self.memory_of(node).logged.unwrap_or(0)
     }
 
+    /// True if it was told since it began that its files lack something, which they may have got back since.
+    pub fn was_told(&self) -> bool {
+        self.known().told
+    }
+
     /// True if its files are known to lack something that they once had.
     pub fn lacks(&self) -> bool {
         self.known().refilling.is_some()
@@ -632,8 +661,7 @@ impl Reconciler {
 
     /// What is compared in a range now.
     fn cut(&self, index: usize) -> Cut {
-        let lag = Duration::from_millis(self.config.reconcile_lag_ms);
-        let upto = self.known().samples.before(Instant::now(), lag);
+        let upto = self.known().compared.before(Instant::now());
         let horizon = self.horizon(index).or(self.known().ranges[index].told);
         Cut { upto, beyond: self.beyond(upto), horizon }
     }
@@ -765,11 +793,10 @@ impl Reconciler {
     /// Up to where dead cells could go now, by the promises and clocks of all servers. A while behind the newest, so that
     /// stamps which clients choose by their own clocks are not refused.
     fn collectable(&self, index: usize) -> Horizon {
-        let lag = Duration::from_millis(self.config.collection_lag_ms);
         let mut known = self.known();
         let wall_us = known.heard.values().map(|heard| heard.wall_us).min().unwrap_or(i64::MAX);
         let expired_s = wall_us.min(self.clock.wall_us()).div_euclid(1_000_000);
-        let stamp = known.samples.before(Instant::now(), lag);
+        let stamp = known.collected.before(Instant::now());
         let proven = known.ranges[index].proven.map_or(stamp, |(upto, _)| stamp.min(upto));
         drop(known);
         Horizon { stamp: proven.min(self.promised().upto), expired_s }

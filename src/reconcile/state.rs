@@ -10,8 +10,8 @@ use crate::cell::Stamp;
 use crate::key::TableId;
 use crate::store::leaves::Horizon;
 
-/// Samples of the clock that are kept: as many rounds as the lag may be long.
-const SAMPLES_MAX: usize = 256;
+/// Samples of the clock that are kept, about, however long ago is meant.
+const SAMPLES_KEPT: u32 = 128;
 
 /// What is known of a range of which this server is a replica.
 #[derive(Clone, Debug, Default)]
@@ -45,26 +45,33 @@ pub(super) struct Heard {
     pub whole: bool,
 }
 
-/// The stamps that the clock had reached at times past.
-#[derive(Debug, Default)]
+/// What the clock had reached a while ago.
+#[derive(Debug)]
 pub(super) struct Samples {
+    lag: Duration,
     taken: VecDeque<(Instant, Stamp)>,
 }
 
 impl Samples {
-    pub fn take(&mut self, now: Instant, reached: Stamp) {
-        if self.taken.len() == SAMPLES_MAX {
-            self.taken.pop_front();
-        }
-        self.taken.push_back((now, reached));
+    /// How long ago is `lag`.
+    pub fn new(lag: Duration) -> Samples {
+        Samples { lag, taken: VecDeque::new() }
     }
 
-    /// What the clock had reached at least `lag` ago; 0: that is not known.
-    pub fn before(&mut self, now: Instant, lag: Duration) -> Stamp {
-        let old = self.taken.partition_point(|(at, _)| *at + lag <= now);
+    /// The clock has reached this.
+    pub fn take(&mut self, now: Instant, reached: Stamp) {
+        let apart = self.lag / SAMPLES_KEPT;
+        if self.taken.back().is_none_or(|(last, _)| now.duration_since(*last) >= apart) {
+            self.taken.push_back((now, reached));
+        }
+    }
+
+    /// What the clock had reached that long ago or a little longer; 0: that is not known.
+    pub fn before(&mut self, now: Instant) -> Stamp {
+        let old = self.taken.partition_point(|(at, _)| *at + self.lag <= now);
         self.taken.drain(..old.saturating_sub(1));
         match self.taken.front() {
-            Some((at, reached)) if *at + lag <= now => *reached,
+            Some((at, reached)) if *at + self.lag <= now => *reached,
             _ => Stamp(0),
         }
     }
@@ -113,17 +120,31 @@ mod tests {
     #[test]
     fn samples_tell_what_was_reached_a_while_ago() {
         let start = Instant::now();
-        let lag = Duration::from_secs(1);
         let at = |ms| start + Duration::from_millis(ms);
-        let mut samples = Samples::default();
-        assert_eq!(samples.before(start, lag), Stamp(0));
+        let mut samples = Samples::new(Duration::from_secs(1));
+        assert_eq!(samples.before(start), Stamp(0));
         samples.take(at(0), Stamp(10));
         samples.take(at(400), Stamp(20));
         samples.take(at(800), Stamp(30));
-        assert_eq!(samples.before(at(900), lag), Stamp(0));
-        assert_eq!(samples.before(at(1000), lag), Stamp(10));
-        assert_eq!(samples.before(at(1500), lag), Stamp(20));
-        assert_eq!(samples.before(at(9000), lag), Stamp(30));
+        assert_eq!(samples.before(at(900)), Stamp(0));
+        assert_eq!(samples.before(at(1000)), Stamp(10));
+        assert_eq!(samples.before(at(1500)), Stamp(20));
+        assert_eq!(samples.before(at(9000)), Stamp(30));
+    }
+
+    #[test]
+    fn few_samples_tell_what_was_reached_a_day_ago() {
+        let start = Instant::now();
+        let mut samples = Samples::new(Duration::from_secs(86_400));
+        let mut told = Stamp(0);
+        for second in 0..200_000 {
+            let now = start + Duration::from_secs(second);
+            samples.take(now, Stamp(second as i64));
+            told = samples.before(now);
+        }
+        let ago = 199_999 - told.0;
+        assert!((86_400..2 * 86_400).contains(&ago), "{ago}");
+        assert!(samples.taken.len() as u32 <= SAMPLES_KEPT + 2, "{}", samples.taken.len());
     }
 
     #[test]

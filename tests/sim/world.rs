@@ -391,6 +391,7 @@ impl World {
             place.running.as_mut().expect("it runs").ready = true;
             place.lost = match place.lost {
                 Some(Lost::Now | Lost::Known) if service.reconciler.lacks() => Some(Lost::Known),
+                Some(Lost::Now | Lost::Known) if service.reconciler.was_told() => Some(Lost::Regained),
                 Some(Lost::Now | Lost::Known) => Some(Lost::Unknown),
                 other => other,
             };
@@ -408,7 +409,7 @@ impl World {
                 && self.place(*other, |place| place.generation == *generation)
         };
         if let Some((other, _)) = witnesses.iter().find(told)
-            && !service.reconciler.lacks()
+            && !service.reconciler.was_told()
         {
             let story = format!("server {other} remembers more than {node} has, and {node} heard it");
             self.find("a server knows that it lost files", story);
@@ -899,6 +900,12 @@ impl World {
             }
         }
         lines.sort();
+        for node in self.ids() {
+            let Some((service, _)) = self.service(node) else { continue };
+            for range in service.reconciler.ranges() {
+                lines.push(format!("range of {} on {node}: {range:?}", range.owner));
+            }
+        }
         lines.join("\n")
     }
 
