@@ -60,7 +60,7 @@ pub struct Standing {
 }
 
 impl Standing {
-    /// It lacks nothing, as far as is known. `unasked`: that is not known before [`Standing::asked`].
+    /// It lacks nothing, as far as is known. `unasked`: that is not known before others have been asked.
     pub fn new(ring: Arc<Ring>, unasked: bool) -> Standing {
         let lacking = ring.ranges().iter().map(|_| AtomicBool::new(false)).collect();
         Standing { ring, lacking, unasked: AtomicBool::new(unasked), any: AtomicBool::new(unasked) }
