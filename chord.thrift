@@ -365,6 +365,7 @@ struct PeerReconcile {
   13: PeerMemory memory       // of the asked server
   14: PeerMemory claim        // of the asking server
   15: bool whole              // the asking server lacks nothing that it once had
+  16: i64 generation          // the start of the asked server that is meant: what one holds is not what another does
 }
 
 struct PeerReconciled {

@@ -173,6 +173,11 @@ impl Members {
         }
     }
 
+    /// The start of another server that answered the greeting of the last connection to it; `None`: none did yet.
+    pub fn generation(&self, node: NodeId) -> Option<i64> {
+        self.known(node).liveness.generation()
+    }
+
     fn view_of(&self, id: NodeId) -> MemberView {
         let known = self.known(id);
         let (state, generation, mut detail) = if id == self.me {

@@ -46,6 +46,11 @@ impl Reconciler {
                 self.ring.epoch()
             ));
         }
+        // Whoever has no connection to this server yet cannot know which start it is; a promise is asked for all the same.
+        let promise = request.asks == Some(PeerAsks::PROMISE) && request.generation.is_none();
+        if !promise && request.generation != Some(self.generation) {
+            return Err("it was meant for another start of this server".to_owned());
+        }
         match request.asks {
             Some(PeerAsks::PROMISE) => Ok(self.answer_promise(caller, &request)),
             Some(PeerAsks::COMPARE) => self.answer_compare(self.range_of(&request)?, request).await,

@@ -69,11 +69,19 @@ impl From<StoreError> for Stopped {
     }
 }
 
+/// A replica that is compared with this one, and the start of it that is meant: a server that starts again in the middle
+/// may have other files than were compared, so nothing that was found out about one start is ever said to another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Follower {
+    pub node: NodeId,
+    pub generation: i64,
+}
+
 /// One pass through a range.
 struct Pass<'a> {
     me: &'a Arc<Reconciler>,
     index: usize,
-    followers: &'a [NodeId],
+    followers: &'a [Follower],
     cut: Cut,
     /// Up to where this server has collected.
     collected: Stamp,
@@ -86,7 +94,7 @@ struct Pass<'a> {
 }
 
 /// The leaves in which somebody differs, by their indices, and who that is.
-type Suspects = BTreeMap<usize, Vec<NodeId>>;
+type Suspects = BTreeMap<usize, Vec<Follower>>;
 
 /// What scans have looked at, and how long that took without what happened in between.
 #[derive(Clone, Copy, Debug, Default)]
@@ -124,7 +132,7 @@ impl Reconciler {
     pub(super) async fn pass(
         self: &Arc<Self>,
         index: usize,
-        followers: &[NodeId],
+        followers: &[Follower],
         cut: Cut,
     ) -> Result<Compared, Stopped> {
         let collected = self.horizon(index).stamp;
@@ -217,10 +225,12 @@ impl Reconciler {
         Ok(scan)
     }
 
-    /// Asks another server, once it wants to be asked again.
-    pub(super) async fn ask(&self, node: NodeId, request: PeerReconcile) -> Result<PeerReconciled, Stopped> {
+    /// Asks another replica, once it wants to be asked again.
+    pub(super) async fn ask(&self, to: Follower, request: PeerReconcile) -> Result<PeerReconciled, Stopped> {
+        let node = to.node;
         self.until_welcome(node).await;
-        let request = PeerReconcile { epoch: Some(self.ring.epoch() as i64), ..request };
+        let epoch = Some(self.ring.epoch() as i64);
+        let request = PeerReconcile { epoch, generation: Some(to.generation), ..request };
         let answer = ask_one(node, |to| self.peers.reconcile(request, to)).await;
         let answer = answer.map_err(|failure| Stopped::Other(node, failure))?;
         if let Some(refused) = answer.refused.as_ref().filter(|refused| !refused.is_empty()) {
@@ -276,16 +286,16 @@ impl Pass<'_> {
         };
         let mut suspects = Suspects::new();
         let whole = [Span { end: stretch.end.clone(), counted: total }];
-        for &node in self.followers {
+        for &follower in self.followers {
             self.me.stats.reconcile_comparisons.count();
-            if self.compare(node, &stretch.start, &whole, true).await?[0] == Verdict::Same {
+            if self.compare(follower, &stretch.start, &whole, true).await?[0] == Verdict::Same {
                 continue;
             }
             if spans.is_none() {
                 spans = Some(self.count_leaves(stretch).await?);
             }
             let spans = spans.as_deref().expect("they were counted just now");
-            if !self.descend(node, &stretch.start, spans, &mut suspects).await? {
+            if !self.descend(follower, &stretch.start, spans, &mut suspects).await? {
                 return self.walk(stretch).await;
             }
         }
@@ -304,10 +314,10 @@ impl Pass<'_> {
             let mut scanned = Scanned::default();
             let spans = self.count_some(&at, &stretch.end, Counting::AtOnce, &mut scanned).await?;
             let mut suspects = Suspects::new();
-            for &node in self.followers {
+            for &follower in self.followers {
                 self.me.stats.reconcile_comparisons.count();
-                let verdicts = self.compare(node, &at, &spans, false).await?;
-                suspect(&mut suspects, node, 0, &verdicts);
+                let verdicts = self.compare(follower, &at, &spans, false).await?;
+                suspect(&mut suspects, follower, 0, &verdicts);
             }
             self.me.pace.rest_from(scanned.took, self.work).await;
             self.settle(&at, &spans, suspects).await?;
@@ -323,15 +333,15 @@ impl Pass<'_> {
             cells += sum.map_or(LEAF_CELLS, |sum| sum.all.cells);
         });
         let whole = [Span { end: stretch.end.clone(), counted: Counted { cells, digest: 0 } }];
-        for &node in self.followers {
-            self.compare(node, &stretch.start, &whole, true).await?;
+        for &follower in self.followers {
+            self.compare(follower, &stretch.start, &whole, true).await?;
         }
         Ok(())
     }
 
     async fn until_all_welcome(&self) {
-        for &node in self.followers {
-            self.me.until_welcome(node).await;
+        for follower in self.followers {
+            self.me.until_welcome(follower.node).await;
         }
     }
 
@@ -403,7 +413,7 @@ impl Pass<'_> {
     /// would have to scan so many, that a walk is better.
     async fn descend(
         &self,
-        node: NodeId,
+        follower: Follower,
         start: &[u8],
         spans: &[Span],
         suspects: &mut Suspects,
@@ -412,8 +422,8 @@ impl Pass<'_> {
         let mut groups = vec![(0, spans.len())];
         while let Some((from, to)) = groups.pop() {
             if to - from <= SPANS_MAX {
-                let verdicts = self.compare(node, start_of(from), &spans[from..to], false).await?;
-                suspect(suspects, node, from, &verdicts);
+                let verdicts = self.compare(follower, start_of(from), &spans[from..to], false).await?;
+                suspect(suspects, follower, from, &verdicts);
                 continue;
             }
             let size = (to - from).div_ceil(SPANS_MAX);
@@ -424,7 +434,7 @@ impl Pass<'_> {
                 counted: spans[from..to].iter().fold(Counted::default(), |sum, span| sum.and(span.counted)),
             };
             let sums: Vec<Span> = parts.iter().map(together).collect();
-            let verdicts = self.compare(node, start_of(from), &sums, true).await?;
+            let verdicts = self.compare(follower, start_of(from), &sums, true).await?;
             let differing = parts.into_iter().zip(verdicts).filter(|(_, verdict)| *verdict != Verdict::Same);
             groups.extend(differing.map(|(part, _)| part).rev());
             if groups.len() > GROUPS_MAX {
@@ -437,7 +447,7 @@ impl Pass<'_> {
     /// What the other server says of each span. Not `quick`: it scans what it does not know, some at a time.
     async fn compare(
         &self,
-        node: NodeId,
+        follower: Follower,
         start: &[u8],
         spans: &[Span],
         quick: bool,
@@ -455,11 +465,11 @@ impl Pass<'_> {
                 quick: Some(quick),
                 ..PeerReconcile::default()
             };
-            let answer = self.me.ask(node, request).await?;
+            let answer = self.me.ask(follower, request).await?;
             self.note_horizon(answer.cut.as_ref());
             let said = answer.verdicts.unwrap_or_default();
             if said.len() != spans.len() - from {
-                return Err(self.odd(node, "a verdict for another number of spans"));
+                return Err(self.odd(follower, "a verdict for another number of spans"));
             }
             let said = said.into_iter().map(|verdict| match verdict {
                 0 => Verdict::Same,
@@ -471,7 +481,7 @@ impl Pass<'_> {
                 false => verdicts.extend(said.take_while(|verdict| *verdict != Verdict::NotKnown)),
             }
             if verdicts.len() == from {
-                return Err(self.odd(node, "no verdict"));
+                return Err(self.odd(follower, "no verdict"));
             }
         }
         Ok(verdicts)
@@ -488,12 +498,17 @@ impl Pass<'_> {
 
     /// Makes one leaf equal on all replicas, `suspects` first. If something differed, the next pass has to confirm it. If
     /// only cells on their way came from one of them, all are asked again: whoever was asked before may lack them.
-    async fn settle_leaf(&mut self, start: &[u8], end: &[u8], suspects: Vec<NodeId>) -> Result<(), Stopped> {
+    async fn settle_leaf(
+        &mut self,
+        start: &[u8],
+        end: &[u8],
+        suspects: Vec<Follower>,
+    ) -> Result<(), Stopped> {
         let mut suspects = suspects;
         for _ in 0..LEAF_ATTEMPTS {
             let mut moved = Moved::default();
-            for &node in &suspects {
-                let with_one = self.mend(node, start, end).await?;
+            for &follower in &suspects {
+                let with_one = self.mend(follower, start, end).await?;
                 moved.differing += with_one.differing;
                 moved.changed_here += with_one.changed_here;
             }
@@ -514,26 +529,26 @@ impl Pass<'_> {
     }
 
     /// Who differs in one leaf now.
-    async fn differing(&self, start: &[u8], end: &[u8]) -> Result<Vec<NodeId>, Stopped> {
+    async fn differing(&self, start: &[u8], end: &[u8]) -> Result<Vec<Follower>, Stopped> {
         self.until_all_welcome().await;
         let mut scanned = Scanned::default();
         let counted = self.me.count(start, end, &self.cut, Counting::AtOnce, &mut scanned).await?;
         let span = Span { end: end.to_vec(), counted: counted.expect("it was scanned") };
         let mut differing = Vec::new();
-        for &node in self.followers {
-            let verdicts = self.compare(node, start, std::slice::from_ref(&span), false).await?;
-            differing.extend((verdicts[0] != Verdict::Same).then_some(node));
+        for &follower in self.followers {
+            let verdicts = self.compare(follower, start, std::slice::from_ref(&span), false).await?;
+            differing.extend((verdicts[0] != Verdict::Same).then_some(follower));
         }
         self.me.pace.rest_from(scanned.took, self.work).await;
         Ok(differing)
     }
 
     /// Lists the versions on both sides and exchanges what differs.
-    async fn mend(&self, node: NodeId, start: &[u8], end: &[u8]) -> Result<Moved, Stopped> {
+    async fn mend(&self, follower: Follower, start: &[u8], end: &[u8]) -> Result<Moved, Stopped> {
         let mut moved = Moved::default();
         let mut at = start.to_vec();
         while at[..] < *end {
-            self.me.until_welcome(node).await;
+            self.me.until_welcome(follower.node).await;
             let began = Instant::now();
             let (mut cells, all) = self.me.store.run(&at, end, self.me.config.reconcile_list_cells)?;
             let mut upto = match cells.last() {
@@ -549,12 +564,12 @@ impl Pass<'_> {
                 before: Some(upto.clone()),
                 ..PeerReconcile::default()
             };
-            let answer = self.me.ask(node, request).await?;
+            let answer = self.me.ask(follower, request).await?;
             let theirs = wire::versions(answer.versions.unwrap_or_default());
-            let theirs = theirs.ok_or_else(|| self.odd(node, "a list that is no list"))?;
+            let theirs = theirs.ok_or_else(|| self.odd(follower, "a list that is no list"))?;
             let reached = answer.reached.unwrap_or_default();
             if reached <= at || reached > upto {
-                return Err(self.odd(node, "a list of another stretch"));
+                return Err(self.odd(follower, "a list of another stretch"));
             }
             upto = reached;
             cells.truncate(cells.partition_point(|(key, _)| *key < upto));
@@ -564,7 +579,7 @@ impl Pass<'_> {
             self.note_horizon(answer.cut.as_ref());
             let plan = decide::plan(&mine, &theirs, &self.cut, self.collected, their_horizon.stamp);
             self.me.pace.rest_from(worked, Work::Mend).await;
-            let cells = self.carry_out(node, &cells, &theirs, &plan, their_horizon).await?;
+            let cells = self.carry_out(follower, &cells, &theirs, &plan, their_horizon).await?;
             moved.differing += cells.saturating_sub(plan.overtaken as u64);
             moved.changed_here += (plan.fetch.len() + plan.drop_mine.len()) as u64;
             at = upto;
@@ -574,7 +589,7 @@ impl Pass<'_> {
 
     async fn carry_out(
         &self,
-        node: NodeId,
+        follower: Follower,
         mine: &[(Vec<u8>, Cell)],
         theirs: &[Version],
         plan: &decide::Plan,
@@ -582,7 +597,7 @@ impl Pass<'_> {
     ) -> Result<u64, Stopped> {
         let tombstone = |stamp: Stamp| Cell { stamp, content: Content::Tombstone };
         let keys: Vec<&[u8]> = plan.fetch.iter().map(|&index| &theirs[index].key[..]).collect();
-        let fetched = self.fetch(node, &keys, their_horizon).await?;
+        let fetched = self.fetch(follower, &keys, their_horizon).await?;
         let drops =
             plan.drop_mine.iter().map(|&index| (mine[index].0.clone(), tombstone(mine[index].1.stamp)));
         let drops: Vec<(Vec<u8>, Cell)> = drops.collect();
@@ -591,12 +606,12 @@ impl Pass<'_> {
         let theirs_gone = theirs_gone.map(|version| (version.key.clone(), tombstone(version.stamp)));
         let given = plan.give.iter().map(|&index| mine[index].clone()).chain(theirs_gone);
         let given: Vec<(Vec<u8>, Cell)> = given.collect();
-        self.give(node, &given).await?;
+        self.give(follower, &given).await?;
         Ok(fetched + (drops.len() + given.len()) as u64)
     }
 
     /// Gets cells from the other server and takes them in here.
-    async fn fetch(&self, node: NodeId, keys: &[&[u8]], under: Horizon) -> Result<u64, Stopped> {
+    async fn fetch(&self, follower: Follower, keys: &[&[u8]], under: Horizon) -> Result<u64, Stopped> {
         let mut rest = keys;
         let mut fetched = 0;
         while !rest.is_empty() {
@@ -607,13 +622,13 @@ impl Pass<'_> {
                 keys: Some(now.iter().map(|key| key.to_vec()).collect()),
                 ..PeerReconcile::default()
             };
-            let answer = self.me.ask(node, request).await?;
+            let answer = self.me.ask(follower, request).await?;
             let began = Instant::now();
             let handled = answer.handled.and_then(|handled| usize::try_from(handled).ok()).unwrap_or(0);
             let cells = self.me.check_cells(self.index, answer.cells.unwrap_or_default());
-            let cells = cells.map_err(|why| self.odd(node, &why))?;
+            let cells = cells.map_err(|why| self.odd(follower, &why))?;
             if handled == 0 || handled > now.len() || cells.len() > handled {
-                return Err(self.odd(node, "cells that were not asked for"));
+                return Err(self.odd(follower, "cells that were not asked for"));
             }
             let worked = began.elapsed();
             self.me.take_in(&cells, under).await.map_err(Stopped::Here)?;
@@ -627,7 +642,7 @@ impl Pass<'_> {
     }
 
     /// Gives cells to the other server.
-    async fn give(&self, node: NodeId, cells: &[(Vec<u8>, Cell)]) -> Result<(), Stopped> {
+    async fn give(&self, follower: Follower, cells: &[(Vec<u8>, Cell)]) -> Result<(), Stopped> {
         let mut rest = cells;
         while !rest.is_empty() {
             let began = Instant::now();
@@ -641,7 +656,7 @@ impl Pass<'_> {
                 ..PeerReconcile::default()
             };
             let worked = began.elapsed();
-            self.me.ask(node, request).await?;
+            self.me.ask(follower, request).await?;
             self.me.stats.reconcile_cells_sent.add(count as u64);
             self.me.stats.reconcile_bytes_sent.add(bytes_of(now));
             rest = later;
@@ -659,15 +674,15 @@ impl Pass<'_> {
         }
     }
 
-    fn odd(&self, node: NodeId, what: &str) -> Stopped {
-        Stopped::Other(node, Failure::Refused(format!("it answered with {what}").into()))
+    fn odd(&self, follower: Follower, what: &str) -> Stopped {
+        Stopped::Other(follower.node, Failure::Refused(format!("it answered with {what}").into()))
     }
 }
 
 /// Notes who differs in which of the leaves from this index on.
-fn suspect(suspects: &mut Suspects, node: NodeId, from: usize, verdicts: &[Verdict]) {
+fn suspect(suspects: &mut Suspects, follower: Follower, from: usize, verdicts: &[Verdict]) {
     for (index, _) in verdicts.iter().enumerate().filter(|(_, verdict)| **verdict != Verdict::Same) {
-        suspects.entry(from + index).or_default().push(node);
+        suspects.entry(from + index).or_default().push(follower);
     }
 }
 

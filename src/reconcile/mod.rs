@@ -54,7 +54,7 @@ use crate::store::leaves::{Cut, Horizon, Sum, table_end, table_start};
 use crate::store::{Origin, Store, StoreError};
 use crate::thrift::chord::{PeerAsks, PeerMemory, PeerReconcile, PeerReconciled};
 
-use lead::Compared;
+use lead::{Compared, Follower};
 pub use outstanding::{Outstanding, Unsettled};
 use pace::Pace;
 use standing::Claim;
@@ -116,6 +116,7 @@ pub struct Parts {
 /// Compares this server with the other replicas of its ranges, and answers their comparisons.
 pub struct Reconciler {
     me: NodeId,
+    generation: i64,
     nodes: Vec<NodeId>,
     config: Arc<Config>,
     ring: Arc<Ring>,
@@ -237,6 +238,7 @@ impl Reconciler {
         let known = Mutex::new(known);
         Ok(Arc::new(Reconciler {
             me,
+            generation,
             nodes,
             config,
             ring,
@@ -300,14 +302,18 @@ impl Reconciler {
 
     async fn gather_promises(&self) {
         let mut answers: Answers<Result<PeerReconciled, Failure>> = Answers::default();
+        let mut asked = BTreeMap::new();
         for &node in self.nodes.iter().filter(|node| **node != self.me) {
             if self.members.state(node) != State::Down {
+                let generation = self.members.generation(node);
+                asked.insert(node, generation);
                 let request = PeerReconcile {
                     epoch: Some(self.ring.epoch() as i64),
                     asks: Some(PeerAsks::PROMISE),
                     memory: Some(self.memory_of(node)),
                     claim: Some(self.own_claim(node)),
                     whole: Some(self.known().whole),
+                    generation,
                     ..PeerReconcile::default()
                 };
                 self.peers.reconcile(request, answers.expect(node));
@@ -324,7 +330,8 @@ impl Reconciler {
             let waits = answer.waits.unwrap_or_default();
             let wall_us = answer.wall.unwrap_or(0);
             let whole = answer.whole == Some(true);
-            let heard = Heard { at: Instant::now(), promise: Stamp(promise), waits, wall_us, tables, whole };
+            let (at, promise, generation) = (Instant::now(), Stamp(promise), asked[&node]);
+            let heard = Heard { at, generation, promise, waits, wall_us, tables, whole };
             self.known().heard.insert(node, heard);
         }
     }
@@ -361,7 +368,8 @@ impl Reconciler {
 
     /// The least of all promises, this server's own included.
     fn promised(&self) -> Promised {
-        let others: Vec<NodeId> = self.nodes.iter().copied().filter(|node| *node != self.me).collect();
+        let others = self.nodes.iter().filter(|node| **node != self.me);
+        let others: Vec<_> = others.map(|node| (*node, self.members.generation(*node))).collect();
         let age_max = self.round() * PROMISE_ROUNDS + self.config.read_timeout();
         let mut least = state::promised(&others, &self.known().heard, Instant::now(), age_max);
         let (own, waits) = self.promise();
@@ -607,8 +615,9 @@ impl Reconciler {
     async fn lead(self: &Arc<Self>, index: usize) -> u64 {
         let replicas = &self.ring.ranges()[index].replicas;
         let others = || replicas.iter().copied().filter(|node| *node != self.me);
-        let followers: Vec<NodeId> = others().filter(|node| self.is_up(*node)).collect();
-        let absent: Vec<NodeId> = others().filter(|node| !followers.contains(node)).collect();
+        let (up, absent): (Vec<NodeId>, Vec<NodeId>) = others().partition(|node| self.is_up(*node));
+        let follower = |node| Follower { node, generation: self.members.generation(node).unwrap_or(0) };
+        let followers: Vec<Follower> = up.into_iter().map(follower).collect();
         let cut = self.cut(index);
         let compared = match self.pass(index, &followers, cut).await {
             Ok(compared) => compared,
@@ -695,7 +704,7 @@ impl Reconciler {
     async fn tell(
         &self,
         index: usize,
-        followers: &[NodeId],
+        followers: &[Follower],
         proven: Result<Stamp, String>,
         collected: Horizon,
     ) {
@@ -703,7 +712,7 @@ impl Reconciler {
             Ok(upto) => (upto, String::new()),
             Err(why) => (Stamp(0), why),
         };
-        for &node in followers {
+        for &follower in followers {
             let request = PeerReconcile {
                 asks: Some(PeerAsks::OUTCOME),
                 range: Some(index as i32),
@@ -711,7 +720,7 @@ impl Reconciler {
                 why: Some(why.clone()),
                 ..PeerReconcile::default()
             };
-            if let Err(stopped) = self.ask(node, request).await {
+            if let Err(stopped) = self.ask(follower, request).await {
                 log::debug!("server {}: the outcome of range {index} was not taken: {stopped}", self.me);
             }
         }
@@ -735,7 +744,7 @@ impl Reconciler {
     async fn collect(
         self: &Arc<Self>,
         index: usize,
-        followers: &[NodeId],
+        followers: &[Follower],
         agreed: Horizon,
     ) -> Result<Horizon, String> {
         self.adopt(index, agreed).await?;
@@ -745,14 +754,14 @@ impl Reconciler {
         }
         // Whatever older write arrives from now on is refused, or was counted before.
         self.close(index, wanted.stamp).await?;
-        for &node in followers {
+        for &follower in followers {
             let request = PeerReconcile {
                 asks: Some(PeerAsks::CLOSE),
                 range: Some(index as i32),
                 cut: Some(wire::of_horizon(wanted)),
                 ..PeerReconcile::default()
             };
-            self.ask(node, request).await.map_err(|stopped| stopped.to_string())?;
+            self.ask(follower, request).await.map_err(|stopped| stopped.to_string())?;
         }
         let cut = Cut { upto: wanted.stamp, beyond: self.beyond(wanted.stamp), horizon: agreed };
         let compared = self.pass(index, followers, cut).await.map_err(|stopped| stopped.to_string())?;
@@ -849,9 +858,10 @@ impl Reconciler {
     }
 
     /// The tables of which this server or one of the others has cells.
-    fn tables_of(&self, others: &[NodeId]) -> Vec<TableId> {
+    fn tables_of(&self, others: &[Follower]) -> Vec<TableId> {
         let known = self.known();
-        let heard = others.iter().filter_map(|node| known.heard.get(node)).flat_map(|heard| &heard.tables);
+        let heard = others.iter().filter_map(|other| known.heard.get(&other.node));
+        let heard = heard.flat_map(|heard| &heard.tables);
         let mut tables: Vec<TableId> = heard.copied().chain(self.store.tables()).collect();
         tables.sort();
         tables.dedup();

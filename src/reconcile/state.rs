@@ -34,6 +34,8 @@ pub(super) struct RangeKnown {
 #[derive(Clone, Debug)]
 pub(super) struct Heard {
     pub at: Instant,
+    /// Which start of it was asked, if that was known: another may have hints of other files.
+    pub generation: Option<i64>,
     /// It sends no writes below this stamp any more.
     pub promise: Stamp,
     /// What holds the promise back; or empty.
@@ -88,16 +90,19 @@ pub(super) struct Promised {
     pub missing: String,
 }
 
-/// The least of the promises of all `nodes` that are not older than `age_max`.
+/// The least of the promises of all `nodes`, each with its present start, that are not older than `age_max`.
 pub(super) fn promised(
-    nodes: &[NodeId],
+    nodes: &[(NodeId, Option<i64>)],
     heard: &BTreeMap<NodeId, Heard>,
     now: Instant,
     age_max: Duration,
 ) -> Promised {
     let mut least = Promised { upto: Stamp(i64::MAX), waits: String::new(), missing: String::new() };
-    for node in nodes {
+    for (node, generation) in nodes {
         match heard.get(node) {
+            Some(heard) if heard.generation != *generation => {
+                least.missing = format!("server {node} has started again and was not heard since");
+            }
             Some(heard) if now <= heard.at + age_max => {
                 if Stamp(heard.promise.0.saturating_sub(1)) < least.upto {
                     least.upto = Stamp(heard.promise.0.saturating_sub(1));
@@ -152,13 +157,14 @@ mod tests {
         let now = Instant::now() + Duration::from_secs(100);
         let heard = |promise, ago| Heard {
             at: now - Duration::from_secs(ago),
+            generation: Some(5),
             promise: Stamp(promise),
             waits: format!("waits {promise}"),
             wall_us: 0,
             tables: Vec::new(),
             whole: true,
         };
-        let nodes = [NodeId(1), NodeId(2)];
+        let nodes = [(NodeId(1), Some(5)), (NodeId(2), Some(5))];
         let age = Duration::from_secs(3);
         let mut all = BTreeMap::from([(NodeId(1), heard(50, 1))]);
         assert_eq!(promised(&nodes, &all, now, age).missing, "server 2 not heard yet");
@@ -167,5 +173,8 @@ mod tests {
         all.insert(NodeId(2), heard(40, 2));
         let least = promised(&nodes, &all, now, age);
         assert_eq!((least.upto, least.waits.as_str(), least.missing.as_str()), (Stamp(39), "waits 40", ""));
+        let again = [(NodeId(1), Some(5)), (NodeId(2), Some(6))];
+        let missing = promised(&again, &all, now, age).missing;
+        assert_eq!(missing, "server 2 has started again and was not heard since");
     }
 }

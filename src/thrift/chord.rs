@@ -4511,10 +4511,11 @@ pub struct PeerReconcile {
   pub memory: Option<PeerMemory>,
   pub claim: Option<PeerMemory>,
   pub whole: Option<bool>,
+  pub generation: Option<i64>,
 }
 
 impl PeerReconcile {
-  pub fn new<F1, F2, F3, F4, F5, F6, F7, F8, F9, F10, F11, F12, F13, F14, F15>(epoch: F1, asks: F2, range: F3, cut: F4, start: F5, before: F6, spans: F7, quick: F8, keys: F9, cells: F10, wall: F11, why: F12, memory: F13, claim: F14, whole: F15) -> PeerReconcile where F1: Into<Option<i64>>, F2: Into<Option<PeerAsks>>, F3: Into<Option<i32>>, F4: Into<Option<PeerCut>>, F5: Into<Option<Vec<u8>>>, F6: Into<Option<Vec<u8>>>, F7: Into<Option<Vec<PeerSpan>>>, F8: Into<Option<bool>>, F9: Into<Option<Vec<Vec<u8>>>>, F10: Into<Option<Vec<PeerHeld>>>, F11: Into<Option<i64>>, F12: Into<Option<String>>, F13: Into<Option<PeerMemory>>, F14: Into<Option<PeerMemory>>, F15: Into<Option<bool>> {
+  pub fn new<F1, F2, F3, F4, F5, F6, F7, F8, F9, F10, F11, F12, F13, F14, F15, F16>(epoch: F1, asks: F2, range: F3, cut: F4, start: F5, before: F6, spans: F7, quick: F8, keys: F9, cells: F10, wall: F11, why: F12, memory: F13, claim: F14, whole: F15, generation: F16) -> PeerReconcile where F1: Into<Option<i64>>, F2: Into<Option<PeerAsks>>, F3: Into<Option<i32>>, F4: Into<Option<PeerCut>>, F5: Into<Option<Vec<u8>>>, F6: Into<Option<Vec<u8>>>, F7: Into<Option<Vec<PeerSpan>>>, F8: Into<Option<bool>>, F9: Into<Option<Vec<Vec<u8>>>>, F10: Into<Option<Vec<PeerHeld>>>, F11: Into<Option<i64>>, F12: Into<Option<String>>, F13: Into<Option<PeerMemory>>, F14: Into<Option<PeerMemory>>, F15: Into<Option<bool>>, F16: Into<Option<i64>> {
     PeerReconcile {
       epoch: epoch.into(),
       asks: asks.into(),
@@ -4531,6 +4532,7 @@ impl PeerReconcile {
       memory: memory.into(),
       claim: claim.into(),
       whole: whole.into(),
+      generation: generation.into(),
     }
   }
 }
@@ -4553,6 +4555,7 @@ impl TSerializable for PeerReconcile {
     let mut f_13: Option<PeerMemory> = None;
     let mut f_14: Option<PeerMemory> = None;
     let mut f_15: Option<bool> = None;
+    let mut f_16: Option<i64> = None;
     loop {
       let field_ident = i_prot.read_field_begin()?;
       if field_ident.field_type == TType::Stop {
@@ -4638,6 +4641,10 @@ impl TSerializable for PeerReconcile {
           let val = i_prot.read_bool()?;
           f_15 = Some(val);
         },
+        16 => {
+          let val = i_prot.read_i64()?;
+          f_16 = Some(val);
+        },
         _ => {
           i_prot.skip(field_ident.field_type)?;
         },
@@ -4661,6 +4668,7 @@ impl TSerializable for PeerReconcile {
       memory: f_13,
       claim: f_14,
       whole: f_15,
+      generation: f_16,
     };
     Ok(ret)
   }
@@ -4754,6 +4762,11 @@ impl TSerializable for PeerReconcile {
       o_prot.write_bool(fld_var)?;
       o_prot.write_field_end()?
     }
+    if let Some(fld_var) = self.generation {
+      o_prot.write_field_begin(&TFieldIdentifier::new("generation", TType::I64, 16))?;
+      o_prot.write_i64(fld_var)?;
+      o_prot.write_field_end()?
+    }
     o_prot.write_field_stop()?;
     o_prot.write_struct_end()
   }
@@ -4777,6 +4790,7 @@ impl Default for PeerReconcile {
       memory: None,
       claim: None,
       whole: Some(false),
+      generation: Some(0),
     }
   }
 }

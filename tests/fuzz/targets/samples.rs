@@ -68,6 +68,7 @@ fn reconcile() -> PeerReconcile {
         PeerMemory::new(1, 2),
         PeerMemory::new(3, 4),
         true,
+        5,
     )
 }
 

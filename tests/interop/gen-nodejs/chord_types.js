@@ -4013,6 +4013,7 @@ const PeerReconcile = module.exports.PeerReconcile = class {
     this.memory = null;
     this.claim = null;
     this.whole = null;
+    this.generation = null;
     if (args) {
       if (args.epoch !== undefined && args.epoch !== null) {
         this.epoch = args.epoch;
@@ -4058,6 +4059,9 @@ const PeerReconcile = module.exports.PeerReconcile = class {
       }
       if (args.whole !== undefined && args.whole !== null) {
         this.whole = args.whole;
+      }
+      if (args.generation !== undefined && args.generation !== null) {
+        this.generation = args.generation;
       }
     }
   }
@@ -4206,6 +4210,13 @@ const PeerReconcile = module.exports.PeerReconcile = class {
           input.skip(ftype);
         }
         break;
+        case 16:
+        if (ftype == Thrift.Type.I64) {
+          this.generation = input.readI64();
+        } else {
+          input.skip(ftype);
+        }
+        break;
         default:
           input.skip(ftype);
       }
@@ -4311,6 +4322,11 @@ const PeerReconcile = module.exports.PeerReconcile = class {
     if (this.whole !== null && this.whole !== undefined) {
       output.writeFieldBegin('whole', Thrift.Type.BOOL, 15);
       output.writeBool(this.whole);
+      output.writeFieldEnd();
+    }
+    if (this.generation !== null && this.generation !== undefined) {
+      output.writeFieldBegin('generation', Thrift.Type.I64, 16);
+      output.writeI64(this.generation);
       output.writeFieldEnd();
     }
     output.writeFieldStop();

@@ -3787,11 +3787,12 @@ class PeerReconcile(object):
      - memory
      - claim
      - whole
+     - generation
 
     """
 
 
-    def __init__(self, epoch=None, asks=None, range=None, cut=None, start=None, before=None, spans=None, quick=None, keys=None, cells=None, wall=None, why=None, memory=None, claim=None, whole=None,):
+    def __init__(self, epoch=None, asks=None, range=None, cut=None, start=None, before=None, spans=None, quick=None, keys=None, cells=None, wall=None, why=None, memory=None, claim=None, whole=None, generation=None,):
         self.epoch = epoch
         self.asks = asks
         self.range = range
@@ -3807,6 +3808,7 @@ class PeerReconcile(object):
         self.memory = memory
         self.claim = claim
         self.whole = whole
+        self.generation = generation
 
     def read(self, iprot):
         if iprot._fast_decode is not None and isinstance(iprot.trans, TTransport.CReadableTransport) and self.thrift_spec is not None:
@@ -3912,6 +3914,11 @@ class PeerReconcile(object):
                     self.whole = iprot.readBool()
                 else:
                     iprot.skip(ftype)
+            elif fid == 16:
+                if ftype == TType.I64:
+                    self.generation = iprot.readI64()
+                else:
+                    iprot.skip(ftype)
             else:
                 iprot.skip(ftype)
             iprot.readFieldEnd()
@@ -3990,6 +3997,10 @@ class PeerReconcile(object):
         if self.whole is not None:
             oprot.writeFieldBegin('whole', TType.BOOL, 15)
             oprot.writeBool(self.whole)
+            oprot.writeFieldEnd()
+        if self.generation is not None:
+            oprot.writeFieldBegin('generation', TType.I64, 16)
+            oprot.writeI64(self.generation)
             oprot.writeFieldEnd()
         oprot.writeFieldStop()
         oprot.writeStructEnd()
@@ -4595,6 +4606,7 @@ PeerReconcile.thrift_spec = (
     (13, TType.STRUCT, 'memory', [PeerMemory, None], None, ),  # 13
     (14, TType.STRUCT, 'claim', [PeerMemory, None], None, ),  # 14
     (15, TType.BOOL, 'whole', None, None, ),  # 15
+    (16, TType.I64, 'generation', None, None, ),  # 16
 )
 all_structs.append(PeerReconciled)
 PeerReconciled.thrift_spec = (
