@@ -8,7 +8,7 @@
 //! ```
 //!
 //! and two writes are compared by these bounds, with ties decided as `cell` does. Where bounds say nothing, time does: a
-//! strong write that began after an acknowledged one had ended is newer, if the two levels share a replica.
+//! strong write that began after an acknowledged one had ended is newer, if that is on a replica of every quorum.
 //!
 //! Whether a replica is shared is arithmetic: `a` and `b` of `n` replicas share one if `a + b > n`. Where a server lost
 //! its files, only bounds count, and only writes on two replicas.
@@ -201,9 +201,19 @@ impl<'a> Ledger<'a> {
             return None;
         }
         let older = &self.writes[older];
-        let needed = self.sharing(at.asked).max(self.sharing(older.needed)).max(self.promises.quorum());
-        let (began, write) = self.acknowledged.began.best(at.us, needed)?;
+        let (began, write) = self.certainly_later(older.needed, at)?;
         (older.acknowledged() && older.operation.ended_us < *began).then_some(*write)
+    }
+
+    /// When the last acknowledged write began, and which it is, of those that are to be seen at `at` and newer than every
+    /// write on `older` replicas that had ended before they began. A write is sent again while it meets something newer,
+    /// until a quorum has taken it; what that quorum need not meet may still win.
+    fn certainly_later(&self, older: usize, at: Moment) -> Option<&(u64, usize)> {
+        let quorum = self.promises.quorum();
+        if older < self.sharing(quorum) {
+            return None;
+        }
+        self.acknowledged.began.best(at.us, self.sharing(at.asked).max(quorum))
     }
 
     /// Of the acknowledged writes to be seen at `at`, the one that began last.
@@ -217,10 +227,7 @@ impl<'a> Ledger<'a> {
         if self.promises.files != FilesLost::No {
             return (!self.removals.asked).then_some(last);
         }
-        let newer_than_level = |needed: usize| {
-            let needed = self.sharing(at.asked).max(self.sharing(needed)).max(self.promises.quorum());
-            self.acknowledged.began.best(at.us, needed).map(|(began, _)| *began)
-        };
+        let newer_than_level = |needed: usize| self.certainly_later(needed, at).map(|(began, _)| *began);
         let explained = self.removals.explain(until_us, newer_than_level);
         (!explained).then_some(last)
     }

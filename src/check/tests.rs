@@ -87,6 +87,24 @@ fn without_stamps_time_says_which_is_older() {
 }
 
 #[test]
+fn a_weak_write_may_win_over_a_later_strong_one() {
+    // The third replica has the first write, which a late clock cannot beat; two others took the second.
+    let pair = |first: &str, second: &str| {
+        format!("10 20 1 {first} put k a written 100\n 30 40 1 {second} put k b written 100\n")
+    };
+    let read = "50 60 2 ALL get k found a 100";
+    assert_eq!(broken(&format!("{}{read}", pair("ONE", "ALL"))), NONE);
+    assert_eq!(broken(&format!("{}{read}", pair("QUORUM", "ALL"))), [Rule::LostWrite]);
+    let nothing = |first: &str| {
+        broken(&format!(
+            "10 20 1 {first} remove k written 100\n 30 40 1 ALL put k b written 100\n 50 60 2 ALL get k found nothing"
+        ))
+    };
+    assert_eq!(nothing("ONE"), NONE);
+    assert_eq!(nothing("QUORUM"), [Rule::LostWrite]);
+}
+
+#[test]
 fn levels_that_share_a_replica_are_enough() {
     let puts =
         |level: &str| format!("10 20 1 {level} put k a written 100\n 30 40 1 {level} put k b written 200\n");
