@@ -16,6 +16,7 @@ pub fn all() -> Vec<(&'static str, Plan)> {
         ("a hint is kept until its replica has it", hint_and_slow_replica()),
         ("a crash in the middle of a flush loses nothing", crashes_while_flushing()),
         ("an old copy that writes catch up with is recognised", old_copy_under_load()),
+        ("a server that lost its disk answers nobody before it has asked", empty_disk_under_reads()),
         ("writes at all levels of one key, made in the same microsecond", one_stamp_twice()),
     ]
 }
@@ -88,6 +89,27 @@ fn old_copy_under_load() -> Plan {
     };
     let faults = vec![(2_000, Fault::OldCopy { node: NodeId(1), ms: 60 })];
     Plan { weather, faults, clients: (0..8).map(client).collect(), ..plan }
+}
+
+/// One replica was cut off and has none of the writes, another comes with an empty disk while the first is reading.
+fn empty_disk_under_reads() -> Plan {
+    let plan = calm(6);
+    let config = Config { handoff: false, ..plan.config };
+    let weather = Weather { delay_ms: (0, 60), ..Weather::calm() };
+    let writer = |key: u32| step(if key == 0 { 1_500 } else { 5 }, 0, key, Level::Quorum, What::Put(20));
+    let reader = |client: u32| {
+        let read = move |number: u32| {
+            let think_ms = if number == 0 { 4_000 } else { 3 };
+            step(think_ms, 2, (number * 5 + client) % 30, Level::Quorum, What::Get)
+        };
+        (0..60).map(read).collect()
+    };
+    let faults = vec![
+        (1_000, Fault::Split { group: vec![NodeId(2)], ms: 3_000 }),
+        (3_980, Fault::LoseDisk { node: NodeId(1), down_ms: 50 }),
+    ];
+    let clients = std::iter::once((0..30).map(writer).collect()).chain((0..8).map(reader)).collect();
+    Plan { config, weather, faults, clients, ..plan }
 }
 
 /// Clocks agree to the microsecond, so that coordinators make the same stamps.

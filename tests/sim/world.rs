@@ -114,6 +114,9 @@ impl Finding {
     }
 }
 
+/// What the name of a log's write-ahead file ends with.
+const LOG_WAL: &str = "log.db-wal";
+
 /// Simulated wall clocks start here: 2026-01-01 in microseconds since 1970.
 const WALL_START_US: i64 = 1_767_225_600_000_000;
 
@@ -197,6 +200,7 @@ struct Place {
     witnesses: Vec<(NodeId, i64)>,
     /// A fault once held it up, so that its requests may have taken longer.
     held_up: bool,
+    last_end: End,
 }
 
 struct Running {
@@ -235,6 +239,7 @@ impl World {
             lost: None,
             witnesses: Vec::new(),
             held_up: false,
+            last_end: End::Kill,
         };
         Rc::new(World {
             plan: plan.clone(),
@@ -436,8 +441,6 @@ impl World {
             place.lost = Some(Lost::Now);
             place.witnesses = witnesses;
         });
-        // Its hints went with them, and what was delivered to it.
-        self.hinted.borrow_mut().retain(|(from, to, _), _| *from != node && *to != node);
     }
 
     /// Ends a server's process, if it runs.
@@ -462,6 +465,7 @@ impl World {
         running.ended.give();
         self.place(node, |place| {
             place.disk.end(end);
+            place.last_end = end;
             place.seen = seen.or(place.seen.take());
         });
     }
@@ -608,8 +612,9 @@ impl World {
         }
     }
 
-    /// Flips bytes in the files of a server that is down: it must refuse them or not be harmed. Then it gets its own
-    /// files back, as from a copy.
+    /// Flips bits in the files of a server that is down, or cuts off the end of its log: it must refuse them or not be
+    /// harmed. Then it gets its own files back, as from a copy. Not its log after a power cut: then the end of that is
+    /// known only after the next start (`store::mark`).
     async fn damage(self: &Rc<Self>, node: NodeId) {
         if self.place(node, |place| place.running.is_some()) {
             return;
@@ -618,15 +623,25 @@ impl World {
         let (whole, seen) = (disk.image(), self.place(node, |place| place.seen.clone()));
         let mut damaged = whole.clone();
         let mut random = fastrand::Rng::with_seed(self.plan.seed ^ 0xda_3a6e);
-        let mut files: Vec<_> = damaged.iter_mut().filter(|(_, bytes)| !bytes.is_empty()).collect();
+        let powered = self.place(node, |place| place.last_end == End::Kill);
+        let damageable = |name: &str| powered || !name.ends_with(LOG_WAL);
+        let mut files: Vec<_> =
+            damaged.iter_mut().filter(|(name, bytes)| !bytes.is_empty() && damageable(name)).collect();
         if files.is_empty() {
             return self.start_node(node).await;
         }
-        let (name, bytes) = &mut files.swap_remove(random.usize(..files.len()));
-        for _ in 0..random.u8(1..=3) {
-            let at = random.usize(..bytes.len());
-            bytes[at] ^= 1 << random.u8(..8);
-            self.net.trace.say("damaged", || format!("a bit of byte {at} of {} in {name}", bytes.len()));
+        let log = files.iter().position(|(name, _)| name.ends_with(LOG_WAL)).filter(|_| random.bool());
+        let (name, bytes) = &mut files.swap_remove(log.unwrap_or_else(|| random.usize(..files.len())));
+        if log.is_some() && random.bool() {
+            let left = random.usize(..bytes.len());
+            self.net.trace.say("damaged", || format!("{name} ends after {left} of {} bytes", bytes.len()));
+            bytes.truncate(left);
+        } else {
+            for _ in 0..random.u8(1..=3) {
+                let at = random.usize(..bytes.len());
+                bytes[at] ^= 1 << random.u8(..8);
+                self.net.trace.say("damaged", || format!("a bit of byte {at} of {} in {name}", bytes.len()));
+            }
         }
         disk.restore(damaged);
         match self.try_start(node) {
@@ -844,8 +859,11 @@ impl World {
         }
     }
 
-    /// All hints are said to be delivered: a hint that was there, and a replica that has nothing as new.
+    /// All hints are said to be delivered: a hint that was there, and a replica that has nothing as new. Of files that were
+    /// lost nothing is asked: a hint went with them, or what a hint had brought.
     fn hint_not_delivered(&self) -> Option<String> {
+        let lost = |node: NodeId| self.place(node, |place| place.lost.is_some());
+        self.hinted.borrow_mut().retain(|(from, to, _), _| !lost(*from) && !lost(*to));
         let held: BTreeMap<NodeId, BTreeMap<Vec<u8>, Cell>> =
             self.contents().into_iter().map(|(node, cells)| (node, cells.into_iter().collect())).collect();
         let hinted = self.hinted.borrow();
