@@ -84,8 +84,7 @@ pub(super) fn open(dir: &Path, config: &Config, disk: &Disk) -> Result<BaseWrite
     let (connection, _) = sqlite::open_to_write(disk, &path, &FORMAT, "FULL", config.base_cache_bytes, true)?;
     let largest = sqlite::meta(&connection, &path, LARGEST_STAMP)?.unwrap_or(i64::MIN);
     let flushed_upto = sqlite::meta(&connection, &path, FLUSHED_UPTO)?.unwrap_or(0);
-    // What a crash left in the write-ahead log may be in memory only, if its fsync had failed. Now it is on the disk.
-    sqlite::checkpoint(&connection, "TRUNCATE").map_err(|source| OpenError::using(&path, source))?;
+    sqlite::settle(&connection, disk, &path)?;
     let base = Arc::new(Base::new(path, disk.clone(), config, largest));
     Ok(BaseWriter {
         connection,

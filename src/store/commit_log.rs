@@ -178,13 +178,10 @@ impl CommitLog {
         Ok(())
     }
 
-    /// What a crash left in the write-ahead log may be in memory only, if its fsync had failed, and what is written
-    /// after it would be lost with it at a power cut. So all of it goes into the database before anything new does;
-    /// but not before every check for damage has passed, for it ends the write-ahead log.
-    pub fn settle(&mut self) -> Result<(), OpenError> {
+    /// Ends the write-ahead log before anything new is written; but not before every check for damage has passed.
+    pub fn settle(&mut self, disk: &Disk) -> Result<(), OpenError> {
         sqlite::set_meta(&self.connection, WRITTEN_UPTO, self.next - 1).map_err(self.using())?;
-        // Somebody's open SQLite shell may prevent the end of it; the pages are synced all the same.
-        sqlite::checkpoint(&self.connection, "TRUNCATE").map_err(self.using())
+        sqlite::settle(&self.connection, disk, &self.path)
     }
 
     /// Hints up to this sequence are there, whatever the file says of them: an earlier release said nothing.

@@ -217,7 +217,7 @@ impl Store {
         }
         check_log_is_not_older(&base, &mut log, promised)?;
         check_log_reaches_its_mark(&mark, log.path(), log.reached(), promised)?;
-        log.settle()?;
+        log.settle(&disk)?;
         let mark = mark.and_then(|mark| mark.begin(log.reached(), config.durability));
 
         let flushed = base.base().largest();

@@ -248,6 +248,23 @@ pub(super) fn checkpoint(connection: &Connection, how: &str) -> rusqlite::Result
     statement.query_row([], |_| Ok(()))
 }
 
+/// What a crash left in the write-ahead log may be in memory only, if its fsync had failed, and what is written after it
+/// would be lost with it at a power cut. So all of it goes into the database, and the log is cut off on the disk as well:
+/// its older part, brought back by a power cut, would undo what is in the database.
+pub(super) fn settle(connection: &Connection, disk: &Disk, path: &Path) -> Result<(), OpenError> {
+    checkpoint(connection, "TRUNCATE").map_err(|source| OpenError::using(path, source))?;
+    let log = write_ahead_log(path);
+    let synced = disk.open_plain(&log, true).and_then(|mut log| log.sync());
+    synced.map_err(|source| OpenError::Unreadable { path: log, source })
+}
+
+/// The file in which SQLite keeps a database's write-ahead log.
+pub(super) fn write_ahead_log(database: &Path) -> PathBuf {
+    let mut path = database.as_os_str().to_owned();
+    path.push("-wal");
+    path.into()
+}
+
 /// Runs a statement without parameters or rows that is needed again and again.
 pub(super) fn run(connection: &Connection, sql: &str) -> rusqlite::Result<()> {
     connection.prepare_cached(sql)?.execute([]).map(|_| ())

@@ -9,10 +9,10 @@
 //! salts and are no part of the log.
 
 use std::io::{self, BufReader, Read};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use super::disk::Disk;
-use super::sqlite::OpenError;
+use super::sqlite::{self, OpenError};
 
 const HEADER_BYTES: usize = 32;
 const FRAME_HEADER_BYTES: usize = 24;
@@ -20,9 +20,7 @@ const FRAME_HEADER_BYTES: usize = 24;
 /// Refuses a database whose write-ahead log is damaged. To be called before SQLite opens it. Only where every commit is
 /// synced: elsewhere a power cut may tear several.
 pub(super) fn refuse_damage(disk: &Disk, database: &Path) -> Result<(), OpenError> {
-    let mut wal = database.as_os_str().to_owned();
-    wal.push("-wal");
-    let wal = PathBuf::from(wal);
+    let wal = sqlite::write_ahead_log(database);
     match commits_behind_damage(disk, &wal) {
         Ok(0) => Ok(()),
         Ok(lost) => Err(OpenError::damaged(
