@@ -46,9 +46,7 @@ impl Reconciler {
                 self.ring.epoch()
             ));
         }
-        // Whoever has no connection to this server yet cannot know which start it is; a promise is asked for all the same.
-        let promise = request.asks == Some(PeerAsks::PROMISE) && request.generation.is_none();
-        if !promise && request.generation != Some(self.generation) {
+        if !is_meant(&request, self.generation) {
             return Err("it was meant for another start of this server".to_owned());
         }
         match request.asks {
@@ -216,6 +214,13 @@ impl Reconciler {
     }
 }
 
+/// True if a request is for this start of the server: what a leader found out about another may not be so here. Whoever
+/// has no connection to this server yet does not know its start, and asks for a promise all the same.
+fn is_meant(request: &PeerReconcile, generation: i64) -> bool {
+    let introduction = request.asks == Some(PeerAsks::PROMISE) && request.generation.is_none();
+    introduction || request.generation == Some(generation)
+}
+
 /// An answer in which nothing is said.
 pub(super) fn nothing() -> PeerReconciled {
     PeerReconciled {
@@ -235,5 +240,25 @@ pub(super) fn nothing() -> PeerReconciled {
         memory: None,
         claim: None,
         whole: None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_found_out_about_another_start_is_not_heard() {
+        for (asks, generation, meant) in [
+            (PeerAsks::OUTCOME, Some(7), true),
+            (PeerAsks::OUTCOME, Some(6), false),
+            (PeerAsks::OUTCOME, None, false),
+            (PeerAsks::CLOSE, Some(6), false),
+            (PeerAsks::PROMISE, Some(6), false),
+            (PeerAsks::PROMISE, None, true),
+        ] {
+            let request = PeerReconcile { asks: Some(asks), generation, ..PeerReconcile::default() };
+            assert_eq!(is_meant(&request, 7), meant, "{request:?}");
+        }
     }
 }
