@@ -101,7 +101,8 @@ fn a_weak_write_may_win_over_a_later_strong_one() {
         ))
     };
     assert_eq!(nothing("ONE"), NONE);
-    assert_eq!(nothing("QUORUM"), [Rule::LostWrite]);
+    // On two replicas the first is not only shown too late: the second, of the same stamp, loses the tie against it.
+    assert_eq!(nothing("QUORUM"), [Rule::LostWrite, Rule::StampsOutOfOrder]);
 }
 
 #[test]
