@@ -246,7 +246,7 @@ settings! {
         /// Bytes of one message that brings cells; a single larger one is a message nonetheless.
         reconcile_batch_bytes: usize = 1_048_576, 1_000 to 100_000_000;
         /// Share of its time (0 to 1) a server spends on comparing one range while clients send requests ...
-        reconcile_share_busy: f64 = 0.01, 0 to 1;
+        reconcile_share_busy: f64 = 0.002, 0 to 1;
         /// ... and on sending and taking in what differs ...
         reconcile_mend_share_busy: f64 = 0.1, 0 to 1;
         /// ... and on both while no clients come.
