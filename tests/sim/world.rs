@@ -114,7 +114,8 @@ impl Finding {
     }
 }
 
-/// What the name of a log's write-ahead file ends with.
+/// What the names of a log and of its write-ahead file end with.
+const LOG: &str = "log.db";
 const LOG_WAL: &str = "log.db-wal";
 
 /// Simulated wall clocks start here: 2026-01-01 in microseconds since 1970.
@@ -622,7 +623,7 @@ impl World {
         let disk = self.place(node, |place| place.disk.clone());
         let (whole, seen) = (disk.image(), self.place(node, |place| place.seen.clone()));
         let mut damaged = whole.clone();
-        let mut random = fastrand::Rng::with_seed(self.plan.seed ^ 0xda_3a6e);
+        let mut random = fastrand::Rng::with_seed(self.plan.seed ^ self.now_us());
         let powered = self.place(node, |place| place.last_end == End::Kill);
         let damageable = |name: &str| powered || !name.ends_with(LOG_WAL);
         let mut files: Vec<_> =
@@ -630,9 +631,11 @@ impl World {
         if files.is_empty() {
             return self.start_node(node).await;
         }
-        let log = files.iter().position(|(name, _)| name.ends_with(LOG_WAL)).filter(|_| random.bool());
-        let (name, bytes) = &mut files.swap_remove(log.unwrap_or_else(|| random.usize(..files.len())));
-        if log.is_some() && random.bool() {
+        // Where the rows are that may be nowhere else, more often than elsewhere.
+        let wanted = random.choice([LOG_WAL, LOG, "any"]);
+        let place = files.iter().position(|(name, _)| wanted.is_some_and(|wanted| name.ends_with(wanted)));
+        let (name, bytes) = &mut files.swap_remove(place.unwrap_or_else(|| random.usize(..files.len())));
+        if name.ends_with(LOG_WAL) && random.bool() {
             let left = random.usize(..bytes.len());
             self.net.trace.say("damaged", || format!("{name} ends after {left} of {} bytes", bytes.len()));
             bytes.truncate(left);
