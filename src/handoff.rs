@@ -224,12 +224,31 @@ struct Turn<'a> {
 impl<'a> Turn<'a> {
     fn take(delivering: &'a Mutex<BTreeSet<NodeId>>, target: NodeId) -> Option<Turn<'a>> {
         let free = delivering.lock().expect("no panic while it is held").insert(target);
-        free.then_some(Turn { delivering, target })
+        // Made only if it is free: dropping one gives back the turn of whoever has it.
+        free.then(|| Turn { delivering, target })
     }
 }
 
 impl Drop for Turn<'_> {
     fn drop(&mut self) {
         self.delivering.lock().expect("no panic while it is held").remove(&self.target);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_delivery_at_a_time_to_each_server() {
+        let delivering = Mutex::default();
+        let turn = Turn::take(&delivering, NodeId(1));
+        assert!(turn.is_some());
+        for _ in 0..2 {
+            assert!(Turn::take(&delivering, NodeId(1)).is_none(), "asking twice takes it from nobody");
+        }
+        assert!(Turn::take(&delivering, NodeId(2)).is_some());
+        drop(turn);
+        assert!(Turn::take(&delivering, NodeId(1)).is_some());
     }
 }
