@@ -277,6 +277,9 @@ settings! {
         /// Bytes of the memtable (keys, cells and their overhead); then it is frozen and flushed to data.db. Memory
         /// holds up to two of them.
         memtable_bytes_max: usize = 67_108_864, 100_000 to 1_000_000_000_000;
+        /// Bytes of cells in the log that are not in data.db yet; then the memtable is flushed however small it is, so that
+        /// keys written over and over take no more disk, and no longer recovery, than that.
+        log_bytes_max: usize = 268_435_456, 100_000 to 1_000_000_000_000;
         /// Mutations waiting for the commit log; past it: overloaded.
         log_queue_mutations_max: usize = 65_536, 1 to 100_000_000;
         /// Bytes waiting for the commit log; past it: overloaded.

@@ -111,13 +111,27 @@ pub(super) struct Frozen {
 pub(super) struct Memory {
     pub active: Memtable,
     pub frozen: Option<Arc<Frozen>>,
+    /// Of the cells committed since the last freeze, those that others have overwritten included.
+    logged_bytes: usize,
     /// How often a memtable was frozen: a reader that sees it move has to look again.
     pub freezes: u64,
 }
 
 impl Memory {
+    /// With the cells of the log that are not in the base.
+    pub fn new(active: Memtable) -> Memory {
+        Memory { logged_bytes: active.bytes, active, ..Memory::default() }
+    }
+
+    /// True if what is active is to be flushed before it takes more.
+    pub fn is_full(&self, memtable_bytes_max: usize, log_bytes_max: usize) -> bool {
+        self.active.bytes >= memtable_bytes_max
+            || (self.logged_bytes >= log_bytes_max && self.active.len() > 0)
+    }
+
     /// Merges one committed cell. `Some` if a cell held in memory wins: the stamp of the newest.
     pub fn merge(&mut self, (key, cell): Packed) -> Option<Stamp> {
+        self.logged_bytes += ENTRY_OVERHEAD_BYTES + key.len() + cell.len();
         if let Some(frozen) = &self.frozen
             && let Some(held) = frozen.table.get(&key)
             && held.order(&unpack(&cell)) != Ordering::Less
@@ -144,6 +158,7 @@ impl Memory {
         assert!(self.frozen.is_none(), "only one memtable is flushed at a time");
         let table = std::mem::take(&mut self.active);
         self.frozen = Some(Arc::new(Frozen { table, upto, since: Instant::now() }));
+        self.logged_bytes = 0;
         self.freezes += 1;
     }
 }

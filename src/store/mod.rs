@@ -504,7 +504,7 @@ impl Shared {
     ) -> Result<Shared, OpenError> {
         let log_reader =
             sqlite::open_to_read(disk, log.path(), &commit_log::FORMAT, config.base_cache_bytes, 0)?;
-        let memory = Memory { active, ..Memory::default() };
+        let memory = Memory::new(active);
         let ranges = Arc::new(Ranges::default());
         Ok(Shared {
             queue: Queue::new(config),
@@ -590,7 +590,7 @@ fn start_workers(
     let ringing = tokio::spawn(shared.arrivals.clone().ring_for_all(shared.writer_bell.clone()));
     let log_path = log.path().to_owned();
     let no_thread = |error: std::io::Error| OpenError::NoThread { path: log_path.clone(), source: error };
-    let writer = Writer::new(shared.clone(), log, mark, config.memtable_bytes_max, answers);
+    let writer = Writer::new(shared.clone(), log, mark, config, answers);
     let flusher = Flusher::new(shared.clone(), base, config.flush_transaction_cells);
     Ok(Workers {
         ringing,

@@ -44,7 +44,7 @@ impl Offline {
         let hinted_upto = sqlite::meta(&log, &path, commit_log::HINTED_UPTO)?.unwrap_or(0);
         let reached = Reached { row: flushed_upto + rows as i64, hint: hinted_upto };
         super::check_log_reaches_its_mark(&mark, &path, reached, promised)?;
-        let memory = Memory { active: Memtable::from_unsorted(cells), ..Memory::default() };
+        let memory = Memory::new(Memtable::from_unsorted(cells));
         Ok(Offline {
             view: View { memory: RwLock::new(memory), base: base.into(), ranges: Default::default() },
             hints,

@@ -24,13 +24,14 @@ use super::commit_log::{CommitFailed, CommitLog, Committed};
 use super::drive::{Turn, Worker};
 use super::leaves;
 use super::mark::Mark;
-use super::memtable::{Packed, pack};
+use super::memtable::{Memory, Packed, pack};
 use super::queue::Request;
 use super::ranges::{Admission, Origin};
 use super::sqlite::{self, Fault};
 use super::{Ending, Shared};
 use crate::answer::{AnswerTo, ApplyAnswer, Failure};
 use crate::cell::{Cell, Stamp};
+use crate::config::Config;
 use crate::key;
 use crate::mutation::Mutation;
 
@@ -47,6 +48,7 @@ pub(super) struct Writer {
     /// Names the last committed row; `None` where the disk is not the system's.
     mark: Option<Mark>,
     memtable_bytes_max: usize,
+    log_bytes_max: usize,
     /// To the task that gives the answers. Unbounded, but never more than callers wait for.
     answers: mpsc::UnboundedSender<Vec<Given>>,
     /// The last transaction failed for lack of space or because of a lock.
@@ -82,10 +84,20 @@ impl Writer {
         shared: Arc<Shared>,
         log: CommitLog,
         mark: Option<Mark>,
-        memtable_bytes_max: usize,
+        config: &Config,
         answers: mpsc::UnboundedSender<Vec<Given>>,
     ) -> Writer {
-        Writer { shared, log, mark, memtable_bytes_max, answers, in_trouble: false, probe_due: false }
+        let Config { memtable_bytes_max, log_bytes_max, .. } = *config;
+        Writer {
+            shared,
+            log,
+            mark,
+            memtable_bytes_max,
+            log_bytes_max,
+            answers,
+            in_trouble: false,
+            probe_due: false,
+        }
     }
 
     /// Commits a batch, merges it, answers it.
@@ -346,7 +358,7 @@ impl Writer {
             self.shared.flusher_bell.ring();
             return;
         }
-        if (memory.active.bytes() >= self.memtable_bytes_max || wanted) && memory.frozen.is_none() {
+        if (self.is_full(&memory) || wanted) && memory.frozen.is_none() {
             self.shared.flush_wanted.store(false, Atomic::Release);
             memory.freeze(self.log.last());
             self.shared.flusher_bell.ring();
@@ -354,8 +366,11 @@ impl Writer {
     }
 
     fn has_room(&self) -> bool {
-        self.shared.view.memory.read().expect("no panic while it is held").active.bytes()
-            < self.memtable_bytes_max
+        !self.is_full(&self.shared.view.memory.read().expect("no panic while it is held"))
+    }
+
+    fn is_full(&self, memory: &Memory) -> bool {
+        memory.is_full(self.memtable_bytes_max, self.log_bytes_max)
     }
 
     /// Both memtables are full. Callers wait and, once the queue is full, are refused; if the flush does not get on,

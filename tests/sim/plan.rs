@@ -166,10 +166,13 @@ impl fmt::Display for Plan {
 
 fn config(r: &mut fastrand::Rng, replication_factor: usize) -> Config {
     let defaults = Config::default();
+    let durability = if r.u8(..8) == 0 { Durability::ProcessCrash } else { Durability::PowerLoss };
+    let memtable_bytes_max = *pick(r, &[4_000, 20_000, 100_000, defaults.memtable_bytes_max]);
     Config {
         replication_factor,
-        durability: if r.u8(..8) == 0 { Durability::ProcessCrash } else { Durability::PowerLoss },
-        memtable_bytes_max: *pick(r, &[4_000, 20_000, 100_000, defaults.memtable_bytes_max]),
+        durability,
+        memtable_bytes_max,
+        log_bytes_max: 2 * memtable_bytes_max,
         flush_transaction_cells: *pick(r, &[1, 7, 2_000]),
         wal_autocheckpoint_pages: *pick(r, &[10, 30, 1_000]),
         commit_batch_mutations_max: *pick(r, &[1, 3, 4_096]),

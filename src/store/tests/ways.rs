@@ -285,3 +285,15 @@ async fn hints_are_kept_in_order_counted_and_forgotten() {
 pub(super) async fn fill(store: &Store, cells: usize, prefix: &str) {
     apply_all(store, (0..cells).map(|number| kv(format!("{prefix} {number}"), value(1, [0; 200])))).await;
 }
+
+#[tokio::test]
+async fn keys_written_over_and_over_do_not_make_the_log_grow() {
+    let dir = directory();
+    let config = Config { memtable_bytes_max: 10_000_000, log_bytes_max: 100_000, ..tiny() };
+    let (store, _) = open(dir.path(), &config);
+    apply_all(&store, (0..5_000).map(|number| kv("again", value(number, "and again")))).await;
+    quiet(&store).await;
+    assert!(store.shared().stats.flushes.get() > 0);
+    assert!(gauge(&store, "log_rows") < 2_500, "{} rows", gauge(&store, "log_rows"));
+    assert_eq!(get(&store, "again"), Some(value(4_999, "and again")));
+}
