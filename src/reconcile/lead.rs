@@ -85,8 +85,6 @@ struct Pass<'a> {
     cut: Cut,
     /// Up to where this server has collected.
     collected: Stamp,
-    /// What looking is for: it may take more while not all is known to be equal.
-    work: Work,
     moved: u64,
     unsettled: bool,
     /// A replica has collected further than the cut says.
@@ -142,7 +140,6 @@ impl Reconciler {
             followers,
             cut,
             collected,
-            work: self.look_work(index),
             moved: 0,
             unsettled: false,
             outdated: AtomicBool::new(false),
@@ -218,7 +215,7 @@ impl Reconciler {
             scanned.cells += (scan.sum.all.cells + scan.sum.gone - before) as usize;
             scanned.took += began.elapsed();
             match how {
-                Counting::Resting(work) => self.pace.rest(began, work).await,
+                Counting::Resting(range) => self.rest(range, began.elapsed()).await,
                 Counting::AtOnce | Counting::Known => tokio::task::yield_now().await,
             }
         }
@@ -255,8 +252,13 @@ impl Reconciler {
         let whole = self.nodes.iter().all(|node| self.is_whole(*node, index));
         let known = self.known();
         let range = &known.ranges[index];
-        let equal = whole && range.proven.is_some() && range.why.is_empty();
+        let equal = whole && range.proven.is_some() && range.why.is_empty() && range.diverged.is_none();
         if equal { Work::Look } else { Work::Mend }
+    }
+
+    /// Rests after so much work on a range.
+    async fn rest(&self, index: usize, worked: Duration) {
+        self.pace.rest_after_work(worked, || self.look_work(index)).await;
     }
 }
 
@@ -265,8 +267,8 @@ impl Reconciler {
 pub(super) enum Counting {
     /// Not at all.
     Known,
-    /// It scans and rests in between, as is due for this work.
-    Resting(Work),
+    /// It scans and rests in between, as is due for the range of this index.
+    Resting(usize),
     /// It scans: somebody waits, and will rest for both.
     AtOnce,
 }
@@ -307,9 +309,6 @@ impl Pass<'_> {
         self.tell_size(stretch).await?;
         let mut at = stretch.start.clone();
         while at < stretch.end {
-            if self.me.look_work(self.index) == Work::Mend {
-                self.work = Work::Mend;
-            }
             self.until_all_welcome().await;
             let mut scanned = Scanned::default();
             let spans = self.count_some(&at, &stretch.end, Counting::AtOnce, &mut scanned).await?;
@@ -319,7 +318,7 @@ impl Pass<'_> {
                 let verdicts = self.compare(follower, &at, &spans, false).await?;
                 suspect(&mut suspects, follower, 0, &verdicts);
             }
-            self.me.pace.rest_from(scanned.took, self.work).await;
+            self.me.rest(self.index, scanned.took).await;
             self.settle(&at, &spans, suspects).await?;
             at.clone_from(&spans.last().expect("a stretch has a leaf").end);
         }
@@ -371,7 +370,7 @@ impl Pass<'_> {
         let mut spans = Vec::new();
         let mut at = stretch.start.clone();
         while at < stretch.end {
-            let how = Counting::Resting(self.work);
+            let how = Counting::Resting(self.index);
             spans.extend(self.count_some(&at, &stretch.end, how, &mut Scanned::default()).await?);
             at.clone_from(&spans.last().expect("a stretch has a leaf").end);
         }
@@ -516,7 +515,6 @@ impl Pass<'_> {
                 self.me.note_divergence(self.index);
                 self.me.stats.reconcile_leaves_differing.count();
                 self.moved += moved.differing;
-                self.work = Work::Mend;
                 return Ok(());
             }
             if moved.changed_here == 0 {
@@ -539,7 +537,7 @@ impl Pass<'_> {
             let verdicts = self.compare(follower, start, std::slice::from_ref(&span), false).await?;
             differing.extend((verdicts[0] != Verdict::Same).then_some(follower));
         }
-        self.me.pace.rest_from(scanned.took, self.work).await;
+        self.me.rest(self.index, scanned.took).await;
         Ok(differing)
     }
 
@@ -578,7 +576,7 @@ impl Pass<'_> {
             let their_horizon = answer.cut.as_ref().map_or(Horizon::NONE, wire::horizon);
             self.note_horizon(answer.cut.as_ref());
             let plan = decide::plan(&mine, &theirs, &self.cut, self.collected, their_horizon.stamp);
-            self.me.pace.rest_from(worked, Work::Mend).await;
+            self.me.pace.rest_after_work(worked, || Work::Mend).await;
             let cells = self.carry_out(follower, &cells, &theirs, &plan, their_horizon).await?;
             moved.differing += cells.saturating_sub(plan.overtaken as u64);
             moved.changed_here += (plan.fetch.len() + plan.drop_mine.len()) as u64;
@@ -636,7 +634,7 @@ impl Pass<'_> {
             self.me.stats.reconcile_bytes_received.add(bytes_of(&cells));
             fetched += cells.len() as u64;
             rest = &rest[handled..];
-            self.me.pace.rest_from(worked, Work::Mend).await;
+            self.me.pace.rest_after_work(worked, || Work::Mend).await;
         }
         Ok(fetched)
     }
@@ -660,7 +658,7 @@ impl Pass<'_> {
             self.me.stats.reconcile_cells_sent.add(count as u64);
             self.me.stats.reconcile_bytes_sent.add(bytes_of(now));
             rest = later;
-            self.me.pace.rest_from(worked, Work::Mend).await;
+            self.me.pace.rest_after_work(worked, || Work::Mend).await;
         }
         Ok(())
     }

@@ -583,11 +583,16 @@ impl Reconciler {
 
     // ---------------------------------------------------------------------------------------- comparing
 
-    /// Goes through the ranges that this server leads, again at once through those where something differed.
+    /// Goes through the ranges that this server leads, again at once through those where something differed; first through
+    /// those of a server that gets back what it lost.
     async fn run_rounds(self: Arc<Self>) {
         loop {
             tokio::time::sleep(self.round()).await;
-            for index in 0..self.ring.ranges().len() {
+            let mut ranges: Vec<usize> = (0..self.ring.ranges().len()).collect();
+            ranges.sort_by_key(|index| {
+                self.ring.ranges()[*index].replicas.iter().all(|node| self.is_whole(*node, *index))
+            });
+            for index in ranges {
                 while self.leads(index) && self.lead(index).await > 0 {}
             }
         }

@@ -17,6 +17,9 @@ const BUSY_REQUESTS_A_SECOND: f64 = 20.0;
 /// Rests shorter than this are saved up: a timer has no finer ticks.
 const REST_MIN: Duration = Duration::from_millis(2);
 
+/// How often somebody who rests looks whether that is still right.
+const REST_LOOK: Duration = Duration::from_millis(100);
+
 /// The longest rest asked of another server at once; its calls have deadlines.
 const REST_MAX: Duration = Duration::from_secs(1);
 
@@ -75,22 +78,22 @@ impl Pace {
         worked.mul_f64((1.0 / share.max(SHARE_MIN) - 1.0).max(0.0))
     }
 
-    /// Rests, once enough rest is owed, after work that began at `since`.
-    pub async fn rest(&self, since: Instant, work: Work) {
-        self.rest_from(since.elapsed(), work).await;
-    }
-
-    /// Rests, once enough rest is owed, after so much work. What was spent waiting for others is no work.
-    pub async fn rest_from(&self, worked: Duration, work: Work) {
+    /// Rests, once enough rest is owed, after so much work; what was spent waiting for others is no work. The rest ends
+    /// early when the work turns out to be for something more urgent, or the last client goes.
+    pub async fn rest_after_work(&self, worked: Duration, work: impl Fn() -> Work) {
+        let rest = || self.rest_after(worked, work());
+        let asked = rest();
         let due = {
             let mut owed = self.owed.lock().expect("no panic while it is held");
-            *owed += self.rest_after(worked, work);
+            *owed += asked;
             if *owed < REST_MIN { Duration::ZERO } else { std::mem::take(&mut *owed) }
         };
         if due.is_zero() {
-            tokio::task::yield_now().await;
-        } else {
-            tokio::time::sleep(due).await;
+            return tokio::task::yield_now().await;
+        }
+        let until = Instant::now() + due;
+        while Instant::now() < until && rest() >= asked {
+            tokio::time::sleep_until(until.min(Instant::now() + REST_LOOK)).await;
         }
     }
 
@@ -124,5 +127,18 @@ mod tests {
         pace.note_requests(1_001);
         assert_eq!(pace.rest_after(worked, Work::Look), idle);
         assert!(pace.pause_us(Duration::from_secs(1_000), Work::Look) <= 1_000_000);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_rest_ends_when_the_work_is_for_something_more_urgent() {
+        let pace = Pace::new(&Config::default());
+        pace.note_requests(0);
+        tokio::time::advance(Duration::from_secs(1)).await;
+        pace.note_requests(1_000_000);
+        let (worked, began) = (Duration::from_millis(20), Instant::now());
+        assert!(pace.rest_after(worked, Work::Look) > Duration::from_secs(5));
+        let urgent = || if began.elapsed() < Duration::from_secs(1) { Work::Look } else { Work::Mend };
+        pace.rest_after_work(worked, urgent).await;
+        assert!(began.elapsed() <= Duration::from_secs(1) + REST_LOOK, "{:?}", began.elapsed());
     }
 }
