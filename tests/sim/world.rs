@@ -17,6 +17,7 @@ use tetrachord::answer::NodeId;
 use tetrachord::cell::{Cell, Content, Stamp};
 use tetrachord::check::{Asked, FilesLost, History, Operation, Told};
 use tetrachord::clock::Clock;
+use tetrachord::config::Config;
 use tetrachord::coordinator::Level;
 use tetrachord::key;
 use tetrachord::mutation::Mutation;
@@ -782,6 +783,9 @@ impl World {
         if let Some(story) = self.hint_not_delivered() {
             return self.find("a hint reaches its replica", story);
         }
+        if self.hints_suffice() && !judge::all_equal(self.contents(), &self.ring, false) {
+            return self.find("hints make replicas equal", self.how_they_differ());
+        }
         let session = Arc::new(Session::new(([127, 0, 0, 1], 9).into()));
         let reader = self.plan.clients.len() as u32;
         if self.plan.config.reconciliation {
@@ -877,6 +881,13 @@ impl World {
             let held = held[to].get(engine_key);
             format!("server {from} had a hint for {to}: {} {cell:?}; there is {held:?}", name_of(engine_key))
         })
+    }
+
+    /// Nothing else makes replicas equal, and no server took a write with it that it had not yet seen through.
+    fn hints_suffice(&self) -> bool {
+        let config = &self.plan.config;
+        let kept = config.handoff && config.hint_window_s == Config::default().hint_window_s;
+        kept && !config.reconciliation && self.met.borrow().ends == 0
     }
 
     /// What is promised of files that were lost.
