@@ -2,20 +2,23 @@
 # How near is Tetrachord to what the machine allows? Runs it and the ceiling prototype (examples/ceiling.rs) by turns, on the
 # same disk in one sitting, and prints for each number of connections the median of both and of their ratio.
 #
-#   benches/ratio.sh                       5 rounds of 5 seconds each: about 10 minutes
-#   benches/ratio.sh --rounds 3 --seconds 10 --shapes "64x1 4x64" --value-bytes 1024
+#   benches/ratio.sh                       5 rounds of 5 seconds each: about 20 minutes
+#   benches/ratio.sh --rounds 3 --seconds 10 --shapes "put:64x1 get-one:4x64" --value-bytes 1024
+#   benches/ratio.sh --durability process-crash --shapes put:64x1
 #
-# Both are four processes with three copies, QUORUM writes, SQLite at synchronous=FULL, an fsync before each
-# acknowledgement. A shape is connections x calls outstanding on each. Data goes to target/ratio, which is deleted first
-# and last. TETRACHORD_BIN=FOLDER takes server, stress and examples/ceiling from there and builds nothing.
+# Both are four processes with three copies, SQLite at synchronous=FULL, an fsync before each acknowledgement (at
+# process-crash: none). A shape is what is called (put at QUORUM, get-one, get-quorum), connections x calls outstanding on
+# each. All keys are there when it begins, in memory. Data goes to target/ratio, which is deleted first and last.
+# TETRACHORD_BIN=FOLDER takes server, stress and examples/ceiling from there and builds nothing.
 #
 # Figures from different sittings or machines are not to be compared; the ratio is.
 set -euo pipefail
 export LC_ALL=C
 cd "$(dirname "$0")/.."
 
-rounds=5 seconds=5 warm_up=2 keys=100000 value_bytes=100
-shapes="1x1 16x1 64x1 256x1 4x64"
+rounds=5 seconds=5 warm_up=2 keys=100000 value_bytes=100 durability=power-loss
+shapes="put:1x1 put:16x1 put:64x1 put:256x1 put:4x64
+  get-one:1x1 get-one:64x1 get-one:4x64 get-quorum:1x1 get-quorum:64x1 get-quorum:4x64"
 first_port=19640
 bin=${TETRACHORD_BIN:-${CARGO_TARGET_DIR:-target}/release}
 scratch=$PWD/target/ratio
@@ -28,13 +31,14 @@ main() {
   rm -rf "$scratch"
   mkdir -p "$scratch"
   start
-  echo "commands, by turns, $rounds rounds:"
-  echo "  $(stress_command C N | sed "s|$scratch/||g")"
-  echo "  $(ceiling_command C N | sed "s|$scratch/||g")"
-  printf '\n%-10s %18s %18s %16s\n' "shape" "tetrachord, put/s" "ceiling, put/s" "ratio, median"
-  local shape
+  echo "commands, by turns, $rounds rounds, durability $durability:"
+  echo "  $(stress_command put C N | sed "s|$scratch/||g")"
+  echo "  $(ceiling_command put C N | sed "s|$scratch/||g")"
+  printf '\n%-18s %14s %14s %16s %24s\n' "shape" "tetrachord/s" "ceiling/s" "ratio, median" "server CPU us/operation"
+  local shape calls
   for shape in $shapes; do
-    measure "${shape%x*}" "${shape#*x}"
+    calls=${shape#*:}
+    measure "${shape%:*}" "${calls%x*}" "${calls#*x}"
   done
 }
 
@@ -42,7 +46,7 @@ parse() {
   while [ $# -gt 0 ]; do
     case "$1" in
       -h | --help) sed -n '2,/^set /{/^#/s/^# \{0,1\}//p}' "$0"; exit 0 ;;
-      --rounds | --seconds | --warm-up | --keys | --shapes | --value-bytes)
+      --rounds | --seconds | --warm-up | --keys | --shapes | --value-bytes | --durability)
         [ $# -gt 1 ] || refuse "$1 needs a value"
         local name=${1#--}
         printf -v "${name//-/_}" '%s' "$2"
@@ -60,21 +64,26 @@ refuse() {
 
 # Four servers and four nodes of the ceiling; both stay up, and idle while the other is measured.
 start() {
-  local id
+  local id promise=()
+  [ "$durability" = power-loss ] || promise=(--process-crash)
+  echo "durability = \"$durability\"" >"$scratch/config.toml"
   printf '127.0.0.1:%d\n' $(seq $first_port $((first_port + 3))) >"$scratch/tetrachord.txt"
   printf '127.0.0.1:%d\n' $(seq $((first_port + 4)) $((first_port + 7))) >"$scratch/ceiling.txt"
   for id in 0 1 2 3; do
     mkdir -p "$scratch/$id"
-    "$bin/server" --id "$id" --nodes "$scratch/tetrachord.txt" --data "$scratch/$id" >"$scratch/$id.log" 2>&1 &
+    "$bin/server" --id "$id" --nodes "$scratch/tetrachord.txt" --data "$scratch/$id" \
+      --config "$scratch/config.toml" >"$scratch/$id.log" 2>&1 &
     pids+=($!)
     "$bin/examples/ceiling" serve --id "$id" --nodes "$scratch/ceiling.txt" --data "$scratch/ceiling-$id" \
-      >"$scratch/ceiling-$id.log" 2>&1 &
+      ${promise[@]+"${promise[@]}"} >"$scratch/ceiling-$id.log" 2>&1 &
     pids+=($!)
   done
   for id in 0 1 2 3; do
     await "server $id" test -s "$scratch/$id/READY"
     await "ceiling $id" grep -qs ready "$scratch/ceiling-$id.log"
   done
+  "$bin/stress" --nodes "$scratch/tetrachord.txt" --fill --keys "$keys" --value-bytes "$value_bytes" --quiet >/dev/null
+  "$bin/examples/ceiling" load --nodes "$scratch/ceiling.txt" --what fill --keys "$keys" --value-bytes "$value_bytes" >/dev/null
 }
 
 await() {
@@ -92,27 +101,35 @@ stop() {
   rm -rf "$scratch"
 }
 
+# stress_command WHAT CONNECTIONS OUTSTANDING
 stress_command() {
-  echo "$bin/stress --nodes $scratch/tetrachord.txt --workload write --keys $keys --value-bytes $value_bytes" \
-    "--connections $1 --outstanding $2 --seconds $seconds --warm-up $warm_up --quiet --json $scratch/run.json"
+  local load="write --level QUORUM"
+  case "$1" in
+    get-one) load="read --level ONE" ;;
+    get-quorum) load="read --level QUORUM" ;;
+  esac
+  echo "$bin/stress --nodes $scratch/tetrachord.txt --workload $load --keys $keys --value-bytes $value_bytes" \
+    "--connections $2 --outstanding $3 --seconds $seconds --warm-up $warm_up --quiet --json $scratch/run.json"
 }
 
 ceiling_command() {
-  echo "$bin/examples/ceiling load --nodes $scratch/ceiling.txt --keys $keys --value-bytes $value_bytes" \
-    "--connections $1 --outstanding $2 --seconds $seconds --warm-up $warm_up"
+  echo "$bin/examples/ceiling load --nodes $scratch/ceiling.txt --what $1 --keys $keys --value-bytes $value_bytes" \
+    "--connections $2 --outstanding $3 --seconds $seconds --warm-up $warm_up"
 }
 
 measure() {
-  local round ours ceilings
+  local round ours ceilings cpu
   : >"$scratch/rounds"
   for round in $(seq "$rounds"); do
-    $(stress_command "$1" "$2") >"$scratch/stress.out" || refuse "stress failed in round $round"
+    $(stress_command "$@") >"$scratch/stress.out" || refuse "stress failed in round $round"
     # "all" stands before the kinds, so its rate is the first.
     ours=$(sed -n 's/^ *"per_second": \([0-9.]*\),*$/\1/p' "$scratch/run.json" | head -n 1)
-    ceilings=$($(ceiling_command "$1" "$2") | sed -n 's/^\([0-9]*\) a second.*/\1/p')
-    echo "$ours $ceilings" >>"$scratch/rounds"
+    cpu=$(sed -n 's/^ *"cpu_us": \([0-9.]*\),*$/\1/p' "$scratch/run.json" | head -n 1)
+    ceilings=$($(ceiling_command "$@") | sed -n 's/^\([0-9]*\) a second.*/\1/p')
+    echo "$ours $ceilings ${cpu:-0}" >>"$scratch/rounds"
   done
-  printf '%-10s %18.0f %18.0f %16.2f\n' "$1 x $2" "$(median '$1')" "$(median '$2')" "$(median '$1 / $2')"
+  printf '%-18s %14.0f %14.0f %16.2f %24.1f\n' \
+    "$1 $2 x $3" "$(median '$1')" "$(median '$2')" "$(median '$1 / $2')" "$(median '$3')"
 }
 
 # The median over the rounds of an expression in awk's words.

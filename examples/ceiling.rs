@@ -1,12 +1,15 @@
-//! How fast could it be? A bare replicated log with the same promise as a QUORUM write and nothing else.
+//! How fast could it be? A bare replicated log with the same promise as a QUORUM write, reads of the same keys, and nothing
+//! else.
 //!
 //! A process for each node, three copies, two of three acknowledge. Each mutation is a row in SQLite at
 //! `synchronous=FULL`, and is acknowledged after the fsync of the transaction it is in; a transaction holds what arrived
-//! during the last one. Frames over TCP; no Thrift, no stamps, no hints, no deadlines, no reads: whatever Tetrachord does
-//! beyond this costs something, and the ratio of the two says how much.
+//! during the last one. A read is answered from memory by one replica, or by two. Frames over TCP; no Thrift, no stamps, no
+//! hints, no deadlines, no repair: whatever Tetrachord does beyond this costs something, and the ratio of the two says how
+//! much.
 //!
 //! ```text
 //!   client ─ PUT ─► coordinator ─ APPLY ─► replicas: log thread, one transaction for all that waited ─ ACK ─► 2 of 3 ─ ACK ─► client
+//!   client ─ GET ─► coordinator ─ READ ──► one replica or two, this one first: memory ─ VALUE ─► client
 //! ```
 //!
 //! `benches/ratio.sh` runs it beside a real cluster. By hand: `ceiling serve --id 0 --nodes nodes.txt --data DIR` for each
@@ -19,11 +22,11 @@ use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
-use std::sync::{Arc, Condvar, Mutex};
+use std::sync::{Arc, Condvar, Mutex, RwLock};
 use std::time::{Duration, Instant};
 
 use bytes::{Buf, Bytes, BytesMut};
-use clap::Parser;
+use clap::{Parser, ValueEnum};
 use hdrhistogram::Histogram;
 use tetrachord::nodes::{Address, Nodes};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -46,11 +49,16 @@ enum Command {
         nodes: PathBuf,
         #[arg(long)]
         data: PathBuf,
+        /// No fsync before an acknowledgement
+        #[arg(long)]
+        process_crash: bool,
     },
-    /// Write as fast as the nodes acknowledge
+    /// Write or read as fast as the nodes answer
     Load {
         #[arg(long)]
         nodes: PathBuf,
+        #[arg(long, value_enum, default_value = "put")]
+        what: What,
         #[arg(long, default_value_t = 64)]
         connections: usize,
         #[arg(long, default_value_t = 1)]
@@ -66,6 +74,17 @@ enum Command {
     },
 }
 
+#[derive(Clone, Copy, PartialEq, ValueEnum)]
+enum What {
+    /// Put every key once, however long it takes
+    Fill,
+    Put,
+    /// Of one replica
+    GetOne,
+    /// Of two
+    GetQuorum,
+}
+
 const COPIES: usize = 3;
 const QUORUM: usize = 2;
 const KEY_BYTES: usize = 16;
@@ -74,21 +93,27 @@ const KEY_BYTES: usize = 16;
 const CHECKPOINT_PAGES: usize = 1_000;
 const PAGE_BYTES: usize = 4_096;
 
-/// Kinds of frames: length (4 bytes, of what follows), kind, number (8 bytes), key and value.
+/// Kinds of frames: length (4 bytes, of what follows), kind, number (8 bytes), key and value, or one of them.
 const PUT: u8 = 1;
 const APPLY: u8 = 2;
 const ACK: u8 = 3;
+const GET_ONE: u8 = 4;
+const GET_QUORUM: u8 = 5;
+const READ: u8 = 6;
+const VALUE: u8 = 7;
 const HEAD_BYTES: usize = 4 + 1 + 8;
 
 fn main() -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let local = LocalSet::new();
     match Command::parse() {
-        Command::Serve { id, nodes, data } => {
-            local.block_on(&runtime, serve(id, &Nodes::load(&nodes)?, &data))
+        Command::Serve { id, nodes, data, process_crash } => {
+            local.block_on(&runtime, serve(id, &Nodes::load(&nodes)?, &data, process_crash))
         }
-        Command::Load { nodes, connections, outstanding, keys, value_bytes, seconds, warm_up } => {
+        Command::Load { nodes, what, connections, outstanding, keys, value_bytes, seconds, warm_up } => {
             let load = Rc::new(Load {
+                what,
+                filled: Cell::new(0),
                 outstanding,
                 keys,
                 value: vec![b'v'; value_bytes],
@@ -171,6 +196,9 @@ struct Queue {
     ring: Condvar,
 }
 
+/// What the node keeps, written by its log thread.
+type Memory = RwLock<BTreeMap<Bytes, Bytes>>;
+
 /// A write under way.
 struct Write {
     client: usize,
@@ -178,9 +206,17 @@ struct Write {
     acknowledged: usize,
 }
 
+/// A read under way.
+struct Read {
+    client: usize,
+    number: u64,
+    missing: usize,
+}
+
 struct Node {
     id: usize,
     nodes: usize,
+    memory: Arc<Memory>,
     queue: Arc<Queue>,
     /// Rows that came since the log thread was last given some.
     arrived: RefCell<Vec<(Origin, Bytes)>>,
@@ -188,27 +224,31 @@ struct Node {
     peers: Vec<Outbox>,
     connections: RefCell<Vec<Outbox>>,
     writes: RefCell<HashMap<u64, Write>>,
+    reads: RefCell<HashMap<u64, Read>>,
     next: Cell<u64>,
 }
 
-async fn serve(id: usize, nodes: &Nodes, data: &Path) -> anyhow::Result<()> {
+async fn serve(id: usize, nodes: &Nodes, data: &Path, process_crash: bool) -> anyhow::Result<()> {
     let address = nodes.addresses().get(id).expect("--id is a line of --nodes").clone();
     let listener = TcpListener::bind((address.host.as_str(), address.port)).await?;
     let (tell, mut committed) = mpsc::unbounded_channel();
     let queue = Arc::new(Queue::default());
-    let log = open_log(data)?;
+    let memory = Arc::new(Memory::default());
+    let log = open_log(data, process_crash)?;
     let thread = std::thread::Builder::new().name("log".to_owned());
-    let logged = queue.clone();
-    thread.spawn(move || write_log(log, &logged, &tell))?;
+    let (logged, kept) = (queue.clone(), memory.clone());
+    thread.spawn(move || write_log(log, &logged, &kept, &tell))?;
     let node = Rc::new(Node {
         id,
         nodes: nodes.len(),
+        memory,
         queue,
         arrived: RefCell::default(),
         arrivals: Notify::new(),
         peers: vec![(); nodes.len()].into_iter().map(|()| Outbox::default()).collect(),
         connections: RefCell::default(),
         writes: RefCell::default(),
+        reads: RefCell::default(),
         next: Cell::new(0),
     });
     for (peer, address) in nodes.addresses().iter().enumerate().filter(|(peer, _)| *peer != id) {
@@ -226,7 +266,7 @@ async fn serve(id: usize, nodes: &Nodes, data: &Path) -> anyhow::Result<()> {
 }
 
 impl Node {
-    /// The connection to another node: applies go out, acknowledgements come in.
+    /// The connection to another node: applies and reads go out, acknowledgements and values come in.
     async fn link(self: Rc<Self>, peer: usize, address: Address) {
         let stream = loop {
             match TcpStream::connect((address.host.as_str(), address.port)).await {
@@ -238,7 +278,11 @@ impl Node {
         let (mut reader, writer) = stream.into_split();
         spawn_local(self.peers[peer].clone().write_all(writer));
         let mut inbox = BytesMut::new();
-        while read_frames(&mut reader, &mut inbox, |_, number, _| self.acknowledged(number)).await.is_ok() {}
+        let each = |kind, number, body: Bytes| match kind {
+            ACK => self.acknowledged(number),
+            _ => self.found(number, &body),
+        };
+        while read_frames(&mut reader, &mut inbox, each).await.is_ok() {}
         std::process::exit(1); // without its peers it is no node
     }
 
@@ -249,10 +293,13 @@ impl Node {
         let outbox = Outbox::default();
         let own = self.connections.borrow().len();
         self.connections.borrow_mut().push(outbox.clone());
-        let writing = spawn_local(outbox.write_all(writer));
+        let writing = spawn_local(outbox.clone().write_all(writer));
         let mut inbox = BytesMut::new();
         let mut each = |kind, number, body: Bytes| match kind {
             PUT => self.coordinate(own, number, &body),
+            GET_ONE => self.coordinate_read(own, number, &body, 1),
+            GET_QUORUM => self.coordinate_read(own, number, &body, QUORUM.min(self.nodes)),
+            READ => outbox.send(VALUE, number, &self.value(&body)),
             _ => self.log(Origin::Connection(own, number), body),
         };
         while read_frames(&mut reader, &mut inbox, &mut each).await.is_ok() {}
@@ -263,13 +310,51 @@ impl Node {
         let write = self.next.get();
         self.next.set(write + 1);
         self.writes.borrow_mut().insert(write, Write { client, number, acknowledged: 0 });
-        let owner = usize::from(body[0]) * self.nodes / 256;
-        for replica in (0..COPIES.min(self.nodes)).map(|step| (owner + step) % self.nodes) {
+        for replica in self.replicas(body) {
             if replica == self.id {
                 self.log(Origin::Here(write), body.clone());
             } else {
                 self.peers[replica].send(APPLY, write, body);
             }
+        }
+    }
+
+    fn replicas(&self, key: &[u8]) -> impl Iterator<Item = usize> + use<> {
+        let (owner, nodes) = (usize::from(key[0]) * self.nodes / 256, self.nodes);
+        (0..COPIES.min(nodes)).map(move |step| (owner + step) % nodes)
+    }
+
+    /// Asks as many replicas as `needed`, this node first, if it is one.
+    fn coordinate_read(&self, client: usize, number: u64, key: &Bytes, needed: usize) {
+        let here = self.replicas(key).any(|replica| replica == self.id);
+        let missing = needed - usize::from(here);
+        if missing == 0 {
+            self.connections.borrow()[client].send(VALUE, number, &self.value(key));
+            return;
+        }
+        let read = self.next.get();
+        self.next.set(read + 1);
+        self.reads.borrow_mut().insert(read, Read { client, number, missing });
+        if here {
+            self.value(key);
+        }
+        for replica in self.replicas(key).filter(|replica| *replica != self.id).take(missing) {
+            self.peers[replica].send(READ, read, key);
+        }
+    }
+
+    fn value(&self, key: &[u8]) -> Bytes {
+        self.memory.read().expect("no panic while it is held").get(key).cloned().unwrap_or_default()
+    }
+
+    /// A replica has answered; the last value is told.
+    fn found(&self, number: u64, value: &[u8]) {
+        let mut reads = self.reads.borrow_mut();
+        let read = reads.get_mut(&number).expect("kept until all have answered");
+        read.missing -= 1;
+        if read.missing == 0 {
+            self.connections.borrow()[read.client].send(VALUE, read.number, value);
+            reads.remove(&number);
         }
     }
 
@@ -311,20 +396,24 @@ impl Node {
     }
 }
 
-fn open_log(data: &Path) -> anyhow::Result<rusqlite::Connection> {
+fn open_log(data: &Path, process_crash: bool) -> anyhow::Result<rusqlite::Connection> {
     std::fs::create_dir_all(data)?;
     let log = rusqlite::Connection::open(data.join("ceiling.db"))?;
     log.pragma_update_and_check(None, "journal_mode", "WAL", |row| row.get::<_, String>(0))?;
-    log.pragma_update(None, "synchronous", "FULL")?;
+    log.pragma_update(None, "synchronous", if process_crash { "NORMAL" } else { "FULL" })?;
     log.pragma_update(None, "wal_autocheckpoint", 0)?; // nobody's acknowledgement waits for a checkpoint
     log.execute_batch("CREATE TABLE IF NOT EXISTS log(sequence INTEGER PRIMARY KEY, key BLOB, value BLOB)")?;
     Ok(log)
 }
 
 /// Commits all that waits in one transaction, keeps it in memory, and only then tells whom it came from.
-fn write_log(log: rusqlite::Connection, queue: &Queue, tell: &mpsc::UnboundedSender<Vec<Origin>>) {
+fn write_log(
+    log: rusqlite::Connection,
+    queue: &Queue,
+    memory: &Memory,
+    tell: &mpsc::UnboundedSender<Vec<Origin>>,
+) {
     let run = |sql: &str| log.prepare_cached(sql).and_then(|mut statement| statement.execute([]));
-    let mut memory: BTreeMap<Bytes, Bytes> = BTreeMap::new();
     let mut pages = 0;
     loop {
         let rows = queue.rows.lock().expect("no panic while it is held");
@@ -341,12 +430,15 @@ fn write_log(log: rusqlite::Connection, queue: &Queue, tell: &mpsc::UnboundedSen
             run("COMMIT").map(|_| ())
         };
         write().expect("the log takes a transaction");
+        let bytes: usize = batch.iter().map(|(_, body)| body.len()).sum();
+        let mut memory = memory.write().expect("no panic while it is held");
         let keep = |(origin, body): (Origin, Bytes)| {
             memory.insert(body.slice(..KEY_BYTES), body.slice(KEY_BYTES..));
             origin
         };
-        let bytes: usize = batch.iter().map(|(_, body)| body.len()).sum();
-        if tell.send(batch.into_iter().map(keep).collect()).is_err() {
+        let told = batch.into_iter().map(keep).collect();
+        drop(memory);
+        if tell.send(told).is_err() {
             return;
         }
         pages += 2 + bytes / PAGE_BYTES;
@@ -361,6 +453,9 @@ fn write_log(log: rusqlite::Connection, queue: &Queue, tell: &mpsc::UnboundedSen
 // ------------------------------------------------------------------------------------------------ the load
 
 struct Load {
+    what: What,
+    /// Keys put by now, where each is put once.
+    filled: Cell<u64>,
     outstanding: usize,
     keys: u64,
     value: Vec<u8>,
@@ -381,7 +476,7 @@ impl Load {
         let latencies = self.latencies.borrow();
         let ms = |quantile: f64| latencies.value_at_quantile(quantile) as f64 / 1000.0;
         println!(
-            "{:.0} a second, power-loss; ms: mean {:.3}, p50 {:.3}, p99 {:.3}, p99.9 {:.3}, max {:.3}",
+            "{:.0} a second; ms: mean {:.3}, p50 {:.3}, p99 {:.3}, p99.9 {:.3}, max {:.3}",
             latencies.len() as f64 / (self.until - self.from).as_secs_f64(),
             latencies.mean() / 1000.0,
             ms(0.5),
@@ -392,18 +487,26 @@ impl Load {
         Ok(())
     }
 
-    /// One connection: as many writes under way as asked for, each acknowledgement followed by the next write.
+    /// One connection: as many calls under way as asked for, each answer followed by the next call.
     async fn connection(self: Rc<Self>, address: Address, mut random: fastrand::Rng) -> io::Result<()> {
         let stream = TcpStream::connect((address.host.as_str(), address.port)).await?;
         stream.set_nodelay(true)?;
         let (mut reader, mut writer) = stream.into_split();
         let mut began = vec![Instant::now(); self.outstanding];
         let (mut outbox, mut inbox) = (Vec::new(), BytesMut::new());
-        let mut put = |slot: u64, outbox: &mut Vec<u8>| {
-            let key = xxhash_rust::xxh3::xxh3_128(&random.u64(..self.keys).to_be_bytes()).to_be_bytes();
-            frame(PUT, slot, &[&key, &self.value], outbox);
+        let mut call = |slot: u64, outbox: &mut Vec<u8>| {
+            let number = match self.what {
+                What::Fill => self.filled.replace(self.filled.get() + 1),
+                _ => random.u64(..self.keys),
+            };
+            let key = xxhash_rust::xxh3::xxh3_128(&number.to_be_bytes()).to_be_bytes();
+            match self.what {
+                What::Fill | What::Put => frame(PUT, slot, &[&key, &self.value], outbox),
+                What::GetOne => frame(GET_ONE, slot, &[&key], outbox),
+                What::GetQuorum => frame(GET_QUORUM, slot, &[&key], outbox),
+            }
         };
-        (0..self.outstanding as u64).for_each(|slot| put(slot, &mut outbox));
+        (0..self.outstanding as u64).for_each(|slot| call(slot, &mut outbox));
         let mut under_way = self.outstanding;
         while under_way > 0 {
             writer.write_all(&outbox).await?;
@@ -414,9 +517,13 @@ impl Load {
                     let took = (now - began[slot as usize]).as_micros() as u64;
                     self.latencies.borrow_mut().saturating_record(took);
                 }
-                if now < self.until {
+                let goes_on = match self.what {
+                    What::Fill => self.filled.get() < self.keys,
+                    _ => now < self.until,
+                };
+                if goes_on {
                     began[slot as usize] = now;
-                    put(slot, &mut outbox);
+                    call(slot, &mut outbox);
                 } else {
                     under_way -= 1;
                 }
