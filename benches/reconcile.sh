@@ -124,14 +124,14 @@ lost_disk() {
   local n
   for n in $(seq 50); do echo "put kept-$n value-$n ALL"; done | client 3 >/dev/null
   say "mixed load, QUORUM, 64 connections; after $seconds s server 3 is killed and its directory deleted"
-  load --workload mixed --level QUORUM --seconds $((seconds * 3 + 120)) --csv "$scratch/load.csv"
+  load --workload mixed --level QUORUM --seconds $((seconds * 3 + 220)) --csv "$scratch/load.csv"
   sleep "$seconds"
   crash 3
   rm -rf "${scratch:?}/3"
   serve 3
   ready 3
   local began=$SECONDS asked=0 found=0 shown
-  while shown=$(status 3 | grep -o '"refilling":"[^"]\+"' | head -n 1) && [ $((SECONDS - began)) -lt 110 ]; do
+  while shown=$(status 3 | grep -o '"refilling":"[^"]\+"' | head -n 1) && [ $((SECONDS - began)) -lt 200 ]; do
     [ $(((SECONDS - began) % 5)) != 0 ] || say "$((SECONDS - began)) s: $shown"
     asked=$((asked + 50))
     found=$((found + $(for n in $(seq 50); do echo "get kept-$n ONE"; done | client 3 | count 'value-')))
@@ -144,7 +144,7 @@ lost_disk() {
   grep -o 'it has got back all.*' "$scratch/3.log" || true
   say "reads at ONE through it meanwhile: $found of $asked found"
   check "what it had not got back was never shown as missing" test "$found" = "$asked"
-  check "refilled under load within 60 s (took $took s)" below "$took" 60
+  check "refilled under load within three minutes (took $took s)" below "$took" 180
   felt 2 "$seconds" "before"
   felt $((seconds + 3)) $((seconds + 3 + took)) "while it was refilled"
   felt $((seconds + 3 + took)) $((seconds * 2 + took)) "after"
@@ -178,15 +178,16 @@ deletes() {
   sleep 45
   say "45 s later: $(disk); $(dead 0) dead cells on server 0"
   check "deletions stay while server 2 is away" is_true "$(dead 0)"
-  status 0 | grep -o '"uncollected":"[^"]\+"' | sort -u
+  status 0 | grep -o '"uncollected":"[^"]\+"' | sort -u || true
   check "and the reason is named" is_true "$(status 0 | count '"uncollected":"[^"]*server 2')"
   serve 2
   ready 2
   local began=$SECONDS
-  until [ "$(($(dead 0) + $(dead 1) + $(dead 2) + $(dead 3)))" = 0 ] && [ "$(data_kib)" -lt "$((keys / 10 + 20000))" ] ||
+  until [ "$(($(dead 0) + $(dead 1) + $(dead 2) + $(dead 3)))" = 0 ] && [ "$(data_kib)" -lt "$((keys / 40 + 8000))" ] ||
     [ $((SECONDS - began)) -gt 240 ]; do sleep 2; done
   say "server 2 is back; after $((SECONDS - began)) s on disk: $(disk)"
-  check "the space was given back within minutes" below "$(data_kib)" "$((keys / 10 + 20000))"
+  check "the space was given back within minutes" below "$(data_kib)" "$((keys / 40 + 8000))"
+  check "every key is gone" inspect_none
   say "server 1 gets its directory of before the deletions back"
   crash 1
   rm -rf "${scratch:?}/1"
@@ -371,15 +372,20 @@ inspect() {
 }
 
 inspect_none() {
-  inspect && grep -q '^consistent: 0 of 0' "$scratch/inspector.out"
+  if ! inspect || ! grep -q '^consistent: 0 of 0' "$scratch/inspector.out"; then
+    head -n 6 "$scratch/inspector.out" | cut -c 1-200
+    return 1
+  fi
 }
 
 disk() {
-  echo "$(du -cksm "$scratch"/[0-3] | awk '{ printf "%s%s", sep, $1; sep = " " }') MB (servers 0 to 3, sum)"
+  echo "$(du -cksm "$scratch"/[0-3] | awk '{ printf "%s%s", sep, $1; sep = " " }') MB (servers 0 to 3, sum)," \
+    "of that data.db $(($(data_kib) / 1024)) MB"
 }
 
+# Without the log, whose files keep their size and are used again.
 data_kib() {
-  du -cks "$scratch"/[0-3] | awk 'END { print $1 }'
+  du -cks "$scratch"/[0-3]/data.db | awk 'END { print $1 }'
 }
 
 ticks() {
