@@ -5,7 +5,8 @@
 #   benches/reconcile.sh absent       a server away for longer than the hint window and past the cap catches up
 #   benches/reconcile.sh lost-disk    an empty directory under QUORUM load: time to refill, what clients feel of it
 #   benches/reconcile.sh deletes      every key deleted: the space comes back; not while one is away; not with an old copy
-#   benches/reconcile.sh overhead     nothing to repair: what it costs puts, and an idle server
+#   benches/reconcile.sh overhead     nothing to repair: what it costs puts
+#   benches/reconcile.sh idle         the same: what it costs a server without clients
 #   benches/reconcile.sh all          one after the other
 #
 # --keys N (1000000)   --seconds N (20: how long faults or load go on)   --seed N (1: draws the kills)   --rounds N (20)
@@ -21,8 +22,7 @@ keys=1000000 seconds=20 seed=1 rounds=20 burst=4
 first_port=19660
 bin=${TETRACHORD_BIN:-${CARGO_TARGET_DIR:-target}/release}
 scratch=$PWD/target/reconcile
-nodes=$scratch/nodes.txt
-pids=() load=0 failed=0
+. benches/cluster.sh
 
 main() {
   parse "$@"
@@ -42,8 +42,8 @@ parse() {
   while [ $# -gt 0 ]; do
     case "$1" in
       -h | --help) sed -n '2,/^set /{/^#/s/^# \{0,1\}//p}' "$0"; exit 0 ;;
-      equal | absent | lost-disk | deletes | overhead) parts="$parts $1" ;;
-      all) parts="equal absent lost-disk deletes overhead" ;;
+      equal | absent | lost-disk | deletes | overhead | idle) parts="$parts $1" ;;
+      all) parts="equal absent lost-disk deletes overhead idle" ;;
       --keys | --seconds | --seed | --rounds)
         [ $# -gt 1 ] || refuse "$1 needs a value"
         printf -v "${1#--}" '%s' "$2"
@@ -53,11 +53,6 @@ parse() {
     shift
   done
   [ -n "$parts" ] || refuse "which part? see benches/reconcile.sh --help"
-}
-
-refuse() {
-  echo "reconcile.sh: $1" >&2
-  exit 2
 }
 
 # ------------------------------------------------------------------------------------------------ the parts
@@ -74,12 +69,12 @@ equal() {
     RANDOM=$seed
     local end=$((SECONDS + seconds)) kills=0 id
     while [ "$SECONDS" -lt "$end" ]; do
-      nap "0.$((RANDOM % 9))"
+      sleep "0.$((RANDOM % 9))"
       local victims=$((RANDOM % 15 + 1))
       for id in 0 1 2 3; do
         [ $((victims >> id & 1)) = 0 ] || { crash "$id"; kills=$((kills + 1)); }
       done
-      nap "$((RANDOM % 2)).$((RANDOM % 9))"
+      sleep "$((RANDOM % 2)).$((RANDOM % 9))"
       for id in 0 1 2 3; do
         [ $((victims >> id & 1)) = 0 ] || serve "$id"
       done
@@ -204,7 +199,7 @@ deletes() {
 # Two clusters at once, one with reconciliation and one without, that get the same load by turns: a machine that gets slower
 # or faster must not count for one of the two.
 overhead() {
-  local all=$scratch port=$first_port both=() round on off costs cost
+  local all=$scratch port=$first_port both=() round on off costs cost side
   for side in on off; do
     scratch=$all/$side nodes=$all/$side/nodes.txt pids=()
     cluster "reconciliation = $([ "$side" = on ] && echo true || echo false)"
@@ -212,7 +207,7 @@ overhead() {
     both+=("${pids[@]}")
     first_port=$((first_port + 10)) # the next cluster's
   done
-  scratch=$all first_port=$port pids=("${both[@]}")
+  scratch=$all nodes=$all/nodes.txt first_port=$port pids=("${both[@]}")
   say "two clusters with 100000 keys; a minute's rest"
   sleep 60
   for round in $(seq "$rounds"); do
@@ -226,9 +221,13 @@ overhead() {
   cost=$(echo "$costs" | quantile 0.5)
   say "median of the rounds: $cost % fewer puts; the middle half of them from $(echo "$costs" | quantile 0.25) to $(echo "$costs" | quantile 0.75) %"
   check "below 3 %" below "$cost" 3
-  idle false
-  local without=$share
-  idle true
+}
+
+idle() {
+  local share without
+  idle_share false
+  without=$share
+  idle_share true
   say "the busiest server, idle, $keys keys in the cluster: $share % of a processor; without reconciliation $without %"
   check "the difference is below 1 %" below "$share - $without" 1
 }
@@ -241,7 +240,7 @@ put_rate() {
 }
 
 # Sets `share`: what the busiest server takes of a processor over a minute, one minute after the keys were written.
-idle() {
+idle_share() {
   cluster "reconciliation = $1"
   fill
   sleep 60
@@ -255,88 +254,7 @@ idle() {
   done
 }
 
-# ------------------------------------------------------------------------------------------------ servers
-
-# Four new servers with these lines of configuration.
-cluster() {
-  stop
-  mkdir -p "$scratch"
-  local id
-  printf '127.0.0.1:%d\n' $(seq $first_port $((first_port + 3))) >"$nodes"
-  printf '%s\n' "$@" >"$scratch/config.toml"
-  for id in 0 1 2 3; do serve "$id"; done
-  for id in 0 1 2 3; do ready "$id"; done
-}
-
-serve() {
-  mkdir -p "$scratch/$1"
-  rm -f "$scratch/$1/READY"
-  "$bin/server" --id "$1" --nodes "$nodes" --data "$scratch/$1" --config "$scratch/config.toml" >>"$scratch/$1.log" 2>&1 &
-  pids[$1]=$!
-}
-
-ready() {
-  local end=$((SECONDS + 60))
-  until [ -s "$scratch/$1/READY" ]; do
-    [ "$SECONDS" -lt "$end" ] || refuse "server $1 did not start; see $scratch/$1.log"
-    sleep 0.05
-  done
-}
-
-crash() {
-  kill -9 "${pids[$1]}"
-  wait "${pids[$1]}" 2>/dev/null || true
-  rm -f "$scratch/$1/READY"
-}
-
-stop() {
-  [ "$load" = 0 ] || pids+=("$load")
-  if [ ${#pids[@]} -gt 0 ]; then
-    kill -9 "${pids[@]}" 2>/dev/null || true
-    wait "${pids[@]}" 2>/dev/null || true
-  fi
-  pids=() load=0
-  [ -n "${KEEP:-}" ] || rm -rf "$scratch"
-}
-
-fill() {
-  stress --fill --keys "$keys" --outstanding 4 >/dev/null
-}
-
-stress() {
-  "$bin/stress" --nodes "$nodes" --quiet "$@"
-}
-
-# The servers but this one, for a load that shall have no errors while it is away.
-others() {
-  sed "$(($1 + 1))d" "$nodes" | paste -sd,
-}
-
-load() {
-  stress --keys "$keys" --allow-errors "$@" >"$scratch/load.out" 2>&1 &
-  load=$!
-}
-
-# Lets the load end early.
-unload() {
-  kill -INT "$load" 2>/dev/null || true
-  wait "$load" 2>/dev/null || true
-  load=0
-}
-
 # ------------------------------------------------------------------------------------------------ what is seen
-
-client() {
-  "$bin/client" --nodes "$nodes" "$1" 2>/dev/null || true
-}
-
-status() {
-  "$bin/client" --nodes "$nodes" --json -e status "$1" 2>/dev/null || true
-}
-
-stat() {
-  "$bin/client" --nodes "$nodes" -e stats "$1" | awk -v name="$2" '$1 == name { print $2 }'
-}
 
 # Dead cells that a server keeps.
 dead() {
@@ -388,51 +306,6 @@ disk() {
 # Without the log, whose files keep their size and are used again.
 data_kib() {
   du -cks "$scratch"/[0-3]/data.db | awk 'END { print $1 }'
-}
-
-ticks() {
-  awk '{ print $14 + $15 }' "/proc/${pids[$1]}/stat"
-}
-
-now() {
-  date +%s%6N
-}
-
-nap() {
-  sleep "$1"
-}
-
-# Of sorted lines.
-quantile() {
-  awk -v part="$1" '{ v[NR] = $1 } END { printf "%.1f", v[int((NR - 1) * part + 1.5)] }'
-}
-
-count() {
-  grep -c "$1" || true
-}
-
-below() {
-  awk "BEGIN { exit !($1 < $2) }"
-}
-
-is_true() {
-  [ "${1:-0}" -gt 0 ]
-}
-
-say() {
-  echo "   $*"
-}
-
-# What has to be so, and the command that says whether it is.
-check() {
-  local what=$1
-  shift
-  if "$@"; then
-    echo "   PASS  $what"
-  else
-    echo "   FAIL  $what"
-    failed=1
-  fi
 }
 
 main "$@"

@@ -1,0 +1,141 @@
+# Four servers of its own for a measurement, faults for them, and what can be seen of them. For the scripts beside this
+# file, which set:
+#
+#   bin          folder of the programs        keys   how many there are
+#   first_port   of four
+#   scratch      folder for data, deleted first and last (KEEP=1 in the environment: kept)
+
+nodes=$scratch/nodes.txt
+pids=() load=0 failed=0
+
+refuse() {
+  echo "$(basename "$0"): $1" >&2
+  exit 2
+}
+
+# ------------------------------------------------------------------------------------------------ servers
+
+# Four new servers with these lines of configuration.
+cluster() {
+  stop
+  mkdir -p "$scratch"
+  local id
+  printf '127.0.0.1:%d\n' $(seq $first_port $((first_port + 3))) >"$nodes"
+  printf '%s\n' "$@" >"$scratch/config.toml"
+  for id in 0 1 2 3; do serve "$id"; done
+  for id in 0 1 2 3; do ready "$id"; done
+}
+
+serve() {
+  mkdir -p "$scratch/$1"
+  rm -f "$scratch/$1/READY"
+  "$bin/server" --id "$1" --nodes "$nodes" --data "$scratch/$1" --config "$scratch/config.toml" >>"$scratch/$1.log" 2>&1 &
+  pids[$1]=$!
+}
+
+ready() {
+  local end=$((SECONDS + 60))
+  until [ -s "$scratch/$1/READY" ]; do
+    [ "$SECONDS" -lt "$end" ] || refuse "server $1 did not start; see $scratch/$1.log"
+    sleep 0.05
+  done
+}
+
+crash() {
+  kill -9 "${pids[$1]}"
+  wait "${pids[$1]}" 2>/dev/null || true
+  rm -f "$scratch/$1/READY"
+}
+
+stop() {
+  [ "$load" = 0 ] || pids+=("$load")
+  if [ ${#pids[@]} -gt 0 ]; then
+    kill -9 "${pids[@]}" 2>/dev/null || true
+    wait "${pids[@]}" 2>/dev/null || true
+  fi
+  pids=() load=0
+  [ -n "${KEEP:-}" ] || rm -rf "$scratch"
+}
+
+fill() {
+  stress --fill --keys "$keys" --outstanding 4 >/dev/null
+}
+
+stress() {
+  "$bin/stress" --nodes "$nodes" --quiet "$@"
+}
+
+# The servers but this one, for a load that shall have no errors while it is away.
+others() {
+  sed "$(($1 + 1))d" "$nodes" | paste -sd,
+}
+
+load() {
+  "$bin/stress" --nodes "$nodes" --quiet --keys "$keys" --allow-errors "$@" >"$scratch/load.out" 2>&1 &
+  load=$!
+}
+
+# Lets the load end early.
+unload() {
+  kill -INT "$load" 2>/dev/null || true
+  wait "$load" 2>/dev/null || true
+  load=0
+}
+
+# ------------------------------------------------------------------------------------------------ what is seen
+
+client() {
+  "$bin/client" --nodes "$nodes" "$1" 2>/dev/null || true
+}
+
+status() {
+  "$bin/client" --nodes "$nodes" --json -e status "$1" 2>/dev/null || true
+}
+
+# A counter; what never happened is not listed.
+stat() {
+  "$bin/client" --nodes "$nodes" -e stats "$1" | awk -v name="$2" '
+    $1 == name { gsub(/,/, "", $2); value = $2 }
+    END { print value + 0 }'
+}
+
+ticks() {
+  awk '{ print $14 + $15 }' "/proc/${pids[$1]}/stat"
+}
+
+now() {
+  date +%s%6N
+}
+
+# Of sorted lines.
+quantile() {
+  awk -v part="$1" '{ v[NR] = $1 } END { printf "%.1f", v[int((NR - 1) * part + 1.5)] }'
+}
+
+count() {
+  grep -c "$1" || true
+}
+
+below() {
+  awk "BEGIN { exit !($1 < $2) }"
+}
+
+is_true() {
+  [ "${1:-0}" -gt 0 ]
+}
+
+say() {
+  echo "   $*"
+}
+
+# What has to be so, and the command that says whether it is.
+check() {
+  local what=$1
+  shift
+  if "$@"; then
+    echo "   PASS  $what"
+  else
+    echo "   FAIL  $what"
+    failed=1
+  fi
+}

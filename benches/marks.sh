@@ -1,0 +1,226 @@
+#!/usr/bin/env bash
+# What a cluster of four does when much is asked of it, or something is wrong: docs/performance.md holds what was seen.
+#
+#   benches/marks.sh stall      at half of the highest rate: latencies, and the worst while memtables are flushed
+#   benches/marks.sh dead       puts at QUORUM with one server dead, against four
+#   benches/marks.sh drain      a million hints handed to a server that returns, while clients go on
+#   benches/marks.sh recover    a server starts with a million rows in its log, and with none
+#   benches/marks.sh memory     of an idle server, and of each cell in the memtable
+#   benches/marks.sh grow       puts into ten times as many keys
+#   benches/marks.sh large      gets and puts of data ten times larger than memtable and cache together
+#   benches/marks.sh all        one after the other
+#
+# --keys N (1000000)   --seconds N (20: of one measurement)   --rounds N (3)
+#
+# Each part prints what it saw, with PASS or FAIL against its mark; the exit code is 1 if one was missed, 2 for wrong use.
+# Ratios are of one run; figures of different machines are not to be compared. Data goes to target/marks, which is deleted
+# first and last. TETRACHORD_BIN=FOLDER takes the programs from there and builds nothing.
+set -euo pipefail
+export LC_ALL=C
+cd "$(dirname "$0")/.."
+
+keys=1000000 seconds=20 rounds=3
+first_port=19680
+bin=${TETRACHORD_BIN:-${CARGO_TARGET_DIR:-target}/release}
+scratch=$PWD/target/marks
+. benches/cluster.sh
+
+main() {
+  parse "$@"
+  [ -n "${TETRACHORD_BIN:-}" ] || cargo build --release --locked --bins
+  trap stop EXIT
+  local part
+  for part in $parts; do
+    echo "== $part"
+    "$part"
+    stop
+  done
+  exit "$failed"
+}
+
+parse() {
+  parts=
+  while [ $# -gt 0 ]; do
+    case "$1" in
+      -h | --help) sed -n '2,/^set /{/^#/s/^# \{0,1\}//p}' "$0"; exit 0 ;;
+      stall | dead | drain | recover | memory | grow | large) parts="$parts $1" ;;
+      all) parts="stall dead drain recover memory grow large" ;;
+      --keys | --seconds | --rounds)
+        [ $# -gt 1 ] || refuse "$1 needs a value"
+        printf -v "${1#--}" '%s' "$2"
+        shift ;;
+      *) refuse "unknown argument '$1'; see benches/marks.sh --help" ;;
+    esac
+    shift
+  done
+  [ -n "$parts" ] || refuse "which part? see benches/marks.sh --help"
+}
+
+# ------------------------------------------------------------------------------------------------ the parts
+
+stall() {
+  cluster
+  fill
+  run --workload write --seconds 10
+  local half=$(($(rate) / 2))
+  run --workload write --rate "$half" --seconds "$((seconds * 3))"
+  say "puts at QUORUM, 64 connections, $half a second for $((seconds * 3)) s: $(latencies)"
+  say "memtables flushed meanwhile, all servers: $(($(stat 0 flushes) + $(stat 1 flushes) + $(stat 2 flushes) + $(stat 3 flushes)))"
+  check "p99 below 5 ms" below "$(latency p99)" 5
+  check "p99.9 below 15 ms" below "$(latency p999)" 15
+  check "no stall above 50 ms" below "$(latency max)" 50
+}
+
+dead() {
+  cluster "handoff = true"
+  keys=100000
+  fill
+  local round four=() three=()
+  for round in $(seq "$rounds"); do
+    run --workload write --seconds "$seconds" --server "$(others 3)"
+    four+=("$(rate)")
+    crash 3
+    sleep 2
+    run --workload write --seconds "$seconds" --server "$(others 3)"
+    three+=("$(rate)")
+    serve 3
+    ready 3
+    until_no_hints 120
+  done
+  say "puts at QUORUM through three servers, 64 connections: with four servers ${four[*]}, with one of them dead ${three[*]} a second"
+  check "not lower with one dead" below "$(sorted "${four[@]}" | quantile 0.5)" "$(sorted "${three[@]}" | quantile 0.5) + 1"
+}
+
+# Three of four keys have a replica on server 3.
+drain() {
+  cluster "hint_bytes_per_node_max = 1000000000"
+  fill
+  local before during
+  run --workload write --server "$(others 3)" --seconds "$seconds"
+  before=$(rate)
+  crash 3
+  stress --server "$(others 3)" --workload write --order sequential --keys $((keys * 4 / 3)) --operations $((keys * 4 / 3)) \
+    --warm-up 0 >/dev/null
+  local hints=$(($(stat 0 hints) + $(stat 1 hints) + $(stat 2 hints)))
+  serve 3
+  ready 3
+  local began took
+  began=$(now)
+  load --workload write --server "$(others 3)" --warm-up 0 --seconds 300 --csv "$scratch/load.csv"
+  until_no_hints 300
+  took=$(awk "BEGIN { printf \"%.1f\", ($(now) - $began) / 1000000 }")
+  unload
+  during=$(awk -F, 'NR == 1 { for (i = 1; i <= NF; i++) column[$i] = i; next } { n++; sum += $column["operations_per_second"] }
+    END { printf "%.0f", n ? sum / n : 0 }' "$scratch/load.csv")
+  say "$hints hints handed over in $took s; clients put $before a second before, $during meanwhile"
+  check "a million within 30 s" below "$took * 1000000 / $hints" 30
+  check "clients slowed by less than a third" below "$before * 2 / 3" "$during"
+}
+
+recover() {
+  cluster "memtable_bytes_max = 4000000000" "log_bytes_max = 8000000000"
+  local id began empty
+  crash 3
+  rm -rf "${scratch:?}/3"
+  began=$(now)
+  serve 3
+  until [ -s "$scratch/3/READY" ]; do sleep 0.005; done
+  empty=$(awk "BEGIN { printf \"%.0f\", ($(now) - $began) / 1000 }")
+  say "an empty server is ready after $empty ms"
+  check "below 100 ms" below "$empty" 100
+  keys=$((keys * 4 / 3))
+  fill
+  for id in 0 1 2 3; do crash "$id"; done
+  serve 0
+  ready 0
+  say "$(grep -o 'replayed [1-9].*' "$scratch/0.log" | tail -n 1)"
+  check "a million rows within 2 s" below "$(grep -o 'replayed [1-9].*' "$scratch/0.log" | tail -n 1 |
+    sed 's/replayed \([0-9]*\) rows of the commit log in \([0-9.]*\) s.*/\2 * 1000000 \/ \1/')" 2
+}
+
+memory() {
+  cluster "memtable_bytes_max = 4000000000" "log_bytes_max = 8000000000"
+  sleep 2
+  local idle full cells
+  idle=$(rss 0)
+  fill
+  sleep 2
+  full=$(rss 0)
+  cells=$(stat 0 memtable_cells)
+  say "an idle server $((idle / 1024)) MiB; with $cells cells of 116 bytes in the memtable $((full / 1024)) MiB"
+  check "idle below 15 MB" below "$idle * 1024" 15000000
+  check "below 210 bytes a cell" below "($full - $idle) * 1024 / $cells" 210
+}
+
+grow() {
+  local small large
+  cluster
+  keys=100000
+  fill
+  run --workload write --seconds "$seconds"
+  small=$(rate)
+  keys=10000000
+  stress --fill --keys "$keys" --outstanding 4 >/dev/null
+  run --workload write --seconds "$((seconds * 2))"
+  large=$(rate)
+  say "puts a second, 64 connections: $small into 100000 keys, $large into $keys"
+  check "at least 70 %" below "$small * 0.7" "$large"
+}
+
+large() {
+  local what near far
+  for what in "read uniform 0.5" "read scrambled 0.8" "write uniform 0.7"; do
+    set -- $what
+    cluster
+    keys=100000
+    fill
+    run --workload "$1" --order "$2" --seconds "$seconds"
+    near=$(rate)
+    # 64 bytes of overhead aside: ten times 2 MB of memtables and 1 MB of cache.
+    cluster "memtable_bytes_max = 1000000" "base_cache_bytes = 1000000" "base_mmap_bytes = 0"
+    keys=400000
+    fill
+    run --workload "$1" --order "$2" --seconds "$seconds"
+    far=$(rate)
+    say "$1, $2: $near a second from memory, $far with data ten times larger than that"
+    check "at least $3 of it" below "$near * $3" "$far"
+  done
+}
+
+# ------------------------------------------------------------------------------------------------ what is seen
+
+run() {
+  stress --keys "$keys" --json "$scratch/run.json" "$@" >"$scratch/run.out" 2>&1 || refuse "stress failed: $(tail -n 3 "$scratch/run.out")"
+}
+
+rate() {
+  sed -n 's/^ *"per_second": \([0-9]*\).*/\1/p' "$scratch/run.json" | head -n 1
+}
+
+# Of all operations, in milliseconds.
+latency() {
+  sed -n "s/^ *\"$1_us\": \([0-9.]*\),*\$/\1/p" "$scratch/run.json" | head -n 1 | awk '{ print $1 / 1000 }'
+}
+
+latencies() {
+  echo "p50 $(latency p50) ms, p99 $(latency p99), p99.9 $(latency p999), max $(latency max)"
+}
+
+until_no_hints() {
+  local end=$((SECONDS + $1))
+  while [ $(($(stat 0 hints) + $(stat 1 hints) + $(stat 2 hints) + $(stat 3 hints))) -gt 0 ]; do
+    [ "$SECONDS" -lt "$end" ] || refuse "hints are left after $1 s"
+    sleep 0.2
+  done
+}
+
+# Resident, in KiB.
+rss() {
+  awk '$1 == "VmRSS:" { print $2 }' "/proc/${pids[$1]}/status"
+}
+
+sorted() {
+  printf '%s\n' "$@" | sort -n
+}
+
+main "$@"
