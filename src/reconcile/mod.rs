@@ -165,6 +165,8 @@ struct Refilling {
     /// Cells and bytes received before.
     before: (u64, u64),
     said_at: Instant,
+    /// See [`Reconciler::lost_upto`].
+    lost_upto: Option<Stamp>,
     /// How many cells the leaders have, by range and by the stretches they begin.
     there: BTreeMap<usize, BTreeMap<Vec<u8>, u64>>,
 }
@@ -442,7 +444,8 @@ impl Reconciler {
         (known.whole, known.told) = (false, true);
         let before = (self.stats.reconcile_cells_received.get(), self.stats.reconcile_bytes_received.get());
         let now = Instant::now();
-        known.refilling = Some(Refilling { since: now, before, said_at: now, there: BTreeMap::new() });
+        known.refilling =
+            Some(Refilling { since: now, before, said_at: now, lost_upto: None, there: BTreeMap::new() });
     }
 
     /// Says now and then how far it is; and once nobody objects, that there is nothing to get back.
@@ -469,8 +472,11 @@ impl Reconciler {
         }
     }
 
-    /// A range was proven equal: what this server lacked of it is back.
-    async fn regained(&self, index: usize) {
+    /// A range was proven equal up to this stamp: what this server lacked of it is back, if it had nothing newer.
+    async fn regained(&self, index: usize, upto: Stamp) {
+        if !self.standing.is_lacking(index) || self.lost_upto().is_none_or(|lost| upto < lost) {
+            return;
+        }
         let mine = |index: usize| self.ring.ranges()[index].replicas.contains(&self.me);
         if !self.standing.regained(index, mine) {
             return;
@@ -485,6 +491,17 @@ impl Reconciler {
             known.incarnation
         };
         self.remember_self(incarnation, true).await;
+    }
+
+    /// What this server lost was stamped no later; `None`: not every server has been heard yet. It lost nothing that was
+    /// made after it had begun again, so every clock as it was when first heard of, or later, is late enough.
+    fn lost_upto(&self) -> Option<Stamp> {
+        let latest = self.clock.latest();
+        let mut known = self.known();
+        let heard = |node: &NodeId| *node == self.me || known.heard.contains_key(node);
+        let all_heard = self.nodes.iter().all(heard);
+        let lost_upto = &mut known.refilling.as_mut()?.lost_upto;
+        if all_heard { Some(*lost_upto.get_or_insert(latest)) } else { *lost_upto }
     }
 
     fn describe_refill(&self, refilling: &Refilling) -> String {
@@ -687,8 +704,8 @@ impl Reconciler {
 
     /// Takes note of how a pass ended. `equal`: nothing differs among those that were asked.
     async fn conclude(&self, index: usize, proven: Result<Stamp, String>, equal: bool) {
-        if proven.is_ok() {
-            self.regained(index).await;
+        if let Ok(upto) = proven {
+            self.regained(index, upto).await;
         }
         let at_us = self.clock.wall_us();
         let mut known = self.known();

@@ -17,6 +17,7 @@ pub fn all() -> Vec<(&'static str, Plan)> {
         ("a crash in the middle of a flush loses nothing", crashes_while_flushing()),
         ("an old copy that writes catch up with is recognised", old_copy_under_load()),
         ("a server that lost its disk answers nobody before it has asked", empty_disk_under_reads()),
+        ("a server that lost its disk lacks the last second of writes too", disk_lost_right_after_writes()),
         ("rows that are not as they were written are never passed over", damage_again_and_again()),
         ("writes at all levels of one key, made in the same microsecond", one_stamp_twice()),
     ]
@@ -114,6 +115,23 @@ fn empty_disk_under_reads() -> Plan {
     ];
     let clients = std::iter::once((0..30).map(writer).collect()).chain((0..8).map(reader)).collect();
     Plan { config, weather, faults, clients, ..plan }
+}
+
+/// What was written last is left out when replicas are compared: a range may be equal up to a second ago, and lack that.
+fn disk_lost_right_after_writes() -> Plan {
+    let plan = calm(8);
+    let config = Config { reconcile_round_ms: 100, ..plan.config };
+    let writer = |key: u32| step(if key == 0 { 1_500 } else { 5 }, 0, key, Level::All, What::Put(20));
+    let reader = |client: u32| {
+        let read = move |number: u32| {
+            let think_ms = if number == 0 { 2_600 } else { 10 };
+            step(think_ms, 1, (number * 7 + client) % 100, Level::One, What::Get)
+        };
+        (0..150).map(read).collect()
+    };
+    let faults = vec![(2_550, Fault::LoseDisk { node: NodeId(1), down_ms: 1 })];
+    let clients = std::iter::once((0..100).map(writer).collect()).chain((0..6).map(reader)).collect();
+    Plan { config, faults, clients, ..plan }
 }
 
 /// Bits are flipped again and again in files that hold rows which are nowhere else.

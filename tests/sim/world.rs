@@ -588,6 +588,8 @@ impl World {
                 self.end_node(node, End::Kill);
                 let (copy, generation) = self.place(node, |place| (place.disk.image(), place.generation));
                 self.start_node(node).await;
+                // A commit whose outcome was unknown may be in the copy after all.
+                let logged = logged.max(self.store(node).map(|store| store.logged()));
                 wait(ms).await;
                 self.end_node(node, End::Kill);
                 self.replace_files(node, copy, generation, logged);
