@@ -2,11 +2,51 @@
 # file, which set:
 #
 #   bin          folder of the programs        keys   how many there are
-#   first_port   of four
+#   first_port   of four                       parts  of the script, each a function (lost-disk is lost_disk)
 #   scratch      folder for data, deleted first and last (KEEP=1 in the environment: kept)
+#   options      names of variables that --NAME VALUE sets
 
 nodes=$scratch/nodes.txt
 pids=() load=0 failed=0
+
+main() {
+  parse "$@"
+  [ -n "${TETRACHORD_BIN:-}" ] || cargo build --release --locked --bins
+  trap stop EXIT
+  local part
+  for part in $asked; do
+    echo "== $part, $keys keys"
+    "${part/-/_}"
+    stop
+  done
+  exit "$failed"
+}
+
+# Sets `asked`, the parts to run, and the options.
+parse() {
+  asked=
+  while [ $# -gt 0 ]; do
+    case "$1" in
+      -h | --help) sed -n '2,/^set /{/^#/s/^# \{0,1\}//p}' "$0"; exit 0 ;;
+      all) asked=$parts ;;
+      --*)
+        among "${1#--}" "$options" || refuse "unknown option '$1'; see $0 --help"
+        [ $# -gt 1 ] || refuse "$1 needs a value"
+        printf -v "${1#--}" '%s' "$2"
+        shift ;;
+      *)
+        among "$1" "$parts" || refuse "unknown part '$1'; see $0 --help"
+        asked="$asked $1" ;;
+    esac
+    shift
+  done
+  [ -n "$asked" ] || refuse "which part? see $0 --help"
+}
+
+# True if the word is one of the list.
+among() {
+  [[ " $2 " == *" $1 "* ]]
+}
 
 refuse() {
   echo "$(basename "$0"): $1" >&2
@@ -63,6 +103,11 @@ fill() {
 
 stress() {
   "$bin/stress" --nodes "$nodes" --quiet "$@"
+}
+
+# Of the run that --json wrote: all operations a second.
+rate() {
+  sed -n 's/^ *"per_second": \([0-9]*\).*/\1/p' "$scratch/run.json" | head -n 1
 }
 
 # The servers but this one, for a load that shall have no errors while it is away.

@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# What a cluster of four does when much is asked of it, or something is wrong: docs/performance.md holds what was seen.
+# What a cluster of four does when much is asked of it, or something is wrong.
 #
 #   benches/marks.sh stall      at half of the highest rate: latencies, and the worst while memtables are flushed
 #   benches/marks.sh dead       puts at QUORUM with one server dead, against four
 #   benches/marks.sh drain      a million hints handed to a server that returns, while clients go on
 #   benches/marks.sh recover    a server starts with a million rows in its log, and with none
 #   benches/marks.sh memory     of an idle server, and of each cell in the memtable
-#   benches/marks.sh grow       puts into ten times as many keys
+#   benches/marks.sh grow       puts into 10,000,000 keys, against 100,000
 #   benches/marks.sh large      gets and puts of data ten times larger than memtable and cache together
 #   benches/marks.sh all        one after the other
 #
@@ -23,38 +23,9 @@ keys=1000000 seconds=20 rounds=3
 first_port=19680
 bin=${TETRACHORD_BIN:-${CARGO_TARGET_DIR:-target}/release}
 scratch=$PWD/target/marks
+parts="stall dead drain recover memory grow large"
+options="keys seconds rounds"
 . benches/cluster.sh
-
-main() {
-  parse "$@"
-  [ -n "${TETRACHORD_BIN:-}" ] || cargo build --release --locked --bins
-  trap stop EXIT
-  local part
-  for part in $parts; do
-    echo "== $part"
-    "$part"
-    stop
-  done
-  exit "$failed"
-}
-
-parse() {
-  parts=
-  while [ $# -gt 0 ]; do
-    case "$1" in
-      -h | --help) sed -n '2,/^set /{/^#/s/^# \{0,1\}//p}' "$0"; exit 0 ;;
-      stall | dead | drain | recover | memory | grow | large) parts="$parts $1" ;;
-      all) parts="stall dead drain recover memory grow large" ;;
-      --keys | --seconds | --rounds)
-        [ $# -gt 1 ] || refuse "$1 needs a value"
-        printf -v "${1#--}" '%s' "$2"
-        shift ;;
-      *) refuse "unknown argument '$1'; see benches/marks.sh --help" ;;
-    esac
-    shift
-  done
-  [ -n "$parts" ] || refuse "which part? see benches/marks.sh --help"
-}
 
 # ------------------------------------------------------------------------------------------------ the parts
 
@@ -72,7 +43,7 @@ stall() {
 }
 
 dead() {
-  cluster "handoff = true"
+  cluster
   keys=100000
   fill
   local round four=() three=()
@@ -176,7 +147,7 @@ large() {
     fill
     run --workload "$1" --order "$2" --seconds "$seconds"
     near=$(rate)
-    # 64 bytes of overhead aside: ten times 2 MB of memtables and 1 MB of cache.
+    # Three quarters of 400,000 cells of 116 bytes on each server: ten times two memtables and a cache of 1 MB.
     cluster "memtable_bytes_max = 1000000" "base_cache_bytes = 1000000" "base_mmap_bytes = 0"
     keys=400000
     fill
@@ -191,10 +162,6 @@ large() {
 
 run() {
   stress --keys "$keys" --json "$scratch/run.json" "$@" >"$scratch/run.out" 2>&1 || refuse "stress failed: $(tail -n 3 "$scratch/run.out")"
-}
-
-rate() {
-  sed -n 's/^ *"per_second": \([0-9]*\).*/\1/p' "$scratch/run.json" | head -n 1
 }
 
 # Of all operations, in milliseconds.

@@ -22,38 +22,9 @@ keys=1000000 seconds=20 seed=1 rounds=20 burst=4
 first_port=19660
 bin=${TETRACHORD_BIN:-${CARGO_TARGET_DIR:-target}/release}
 scratch=$PWD/target/reconcile
+parts="equal absent lost-disk deletes overhead idle"
+options="keys seconds seed rounds"
 . benches/cluster.sh
-
-main() {
-  parse "$@"
-  [ -n "${TETRACHORD_BIN:-}" ] || cargo build --release --locked --bins
-  trap stop EXIT
-  local part
-  for part in $parts; do
-    echo "== $part, $keys keys"
-    "${part/-/_}"
-    stop
-  done
-  exit "$failed"
-}
-
-parse() {
-  parts=
-  while [ $# -gt 0 ]; do
-    case "$1" in
-      -h | --help) sed -n '2,/^set /{/^#/s/^# \{0,1\}//p}' "$0"; exit 0 ;;
-      equal | absent | lost-disk | deletes | overhead | idle) parts="$parts $1" ;;
-      all) parts="equal absent lost-disk deletes overhead idle" ;;
-      --keys | --seconds | --seed | --rounds)
-        [ $# -gt 1 ] || refuse "$1 needs a value"
-        printf -v "${1#--}" '%s' "$2"
-        shift ;;
-      *) refuse "unknown argument '$1'; see benches/reconcile.sh --help" ;;
-    esac
-    shift
-  done
-  [ -n "$parts" ] || refuse "which part? see benches/reconcile.sh --help"
-}
 
 # ------------------------------------------------------------------------------------------------ the parts
 
@@ -203,7 +174,7 @@ overhead() {
   for side in on off; do
     scratch=$all/$side nodes=$all/$side/nodes.txt pids=()
     cluster "reconciliation = $([ "$side" = on ] && echo true || echo false)"
-    "$bin/stress" --nodes "$nodes" --quiet --fill --keys 100000 --outstanding 4 >/dev/null
+    stress --fill --keys 100000 --outstanding 4 >/dev/null
     both+=("${pids[@]}")
     first_port=$((first_port + 10)) # the next cluster's
   done
@@ -236,7 +207,7 @@ idle() {
 put_rate() {
   "$bin/stress" --nodes "$scratch/$1/nodes.txt" --workload write --keys 100000 --seconds "$burst" --warm-up 1 --quiet \
     --json "$scratch/run.json" >/dev/null
-  sed -n 's/^ *"per_second": \([0-9]*\).*/\1/p' "$scratch/run.json" | head -n 1
+  rate
 }
 
 # Sets `share`: what the busiest server takes of a processor over a minute, one minute after the keys were written.
