@@ -336,7 +336,7 @@ impl Node {
         self.next.set(read + 1);
         self.reads.borrow_mut().insert(read, Read { client, number, missing });
         if here {
-            self.value(key);
+            self.value(key); // read as a replica does; of two the other's is told
         }
         for replica in self.replicas(key).filter(|replica| *replica != self.id).take(missing) {
             self.peers[replica].send(READ, read, key);

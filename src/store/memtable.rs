@@ -130,8 +130,9 @@ impl Memory {
     }
 
     /// Merges one committed cell. `Some` if a cell held in memory wins: the stamp of the newest.
-    pub fn merge(&mut self, (key, cell): Packed) -> Option<Stamp> {
-        self.logged_bytes += ENTRY_OVERHEAD_BYTES + key.len() + cell.len();
+    pub fn merge(&mut self, packed: Packed) -> Option<Stamp> {
+        self.logged_bytes += entry_bytes(&packed);
+        let (key, cell) = packed;
         if let Some(frozen) = &self.frozen
             && let Some(held) = frozen.table.get(&key)
             && held.order(&unpack(&cell)) != Ordering::Less
