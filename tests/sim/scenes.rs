@@ -42,6 +42,11 @@ fn step(think_ms: u64, via: u32, key: u32, level: Level, what: What) -> Step {
     Step { think_ms, via: NodeId(via), key, level, what }
 }
 
+/// What a client waits before its step of this number: until it is time to begin, then a little each time.
+fn pause(number: u32, first_ms: u64, ms: u64) -> u64 {
+    if number == 0 { first_ms } else { ms }
+}
+
 /// The copy has a value whose deletion has been collected everywhere when the copy is put back.
 fn old_copy_and_deletion() -> Plan {
     let plan = calm(1);
@@ -60,7 +65,7 @@ fn old_copy_and_deletion() -> Plan {
 fn hint_and_slow_replica() -> Plan {
     let plan = calm(2);
     let config = Config { reconciliation: false, read_repair: false, ..plan.config };
-    let put = |key| step(if key == 0 { 1_500 } else { 10 }, 0, key, Level::Quorum, What::Put(20));
+    let put = |key| step(pause(key, 1_500, 10), 0, key, Level::Quorum, What::Put(20));
     let node = NodeId(1);
     let faults = vec![
         (1_000, Fault::End { node, end: End::Kill, down_ms: 2_000 }),
@@ -99,11 +104,10 @@ fn empty_disk_under_reads() -> Plan {
     let plan = calm(6);
     let config = Config { handoff: false, ..plan.config };
     let weather = Weather { delay_ms: (0, 20), straggler_one_in: 3, straggler_ms: 400, ..Weather::calm() };
-    let writer = |key: u32| step(if key == 0 { 1_500 } else { 5 }, 0, key, Level::Quorum, What::Put(20));
+    let writer = |key: u32| step(pause(key, 1_500, 5), 0, key, Level::Quorum, What::Put(20));
     let reader = |client: u32| {
         let read = move |number: u32| {
-            let think_ms = if number == 0 { 3_900 } else { 5 };
-            step(think_ms, 2, (number * 5 + client) % 30, Level::Quorum, What::Get)
+            step(pause(number, 3_900, 5), 2, (number * 5 + client) % 30, Level::Quorum, What::Get)
         };
         (0..100).map(read).collect()
     };
@@ -121,11 +125,10 @@ fn empty_disk_under_reads() -> Plan {
 fn disk_lost_right_after_writes() -> Plan {
     let plan = calm(8);
     let config = Config { reconcile_round_ms: 100, ..plan.config };
-    let writer = |key: u32| step(if key == 0 { 1_500 } else { 5 }, 0, key, Level::All, What::Put(20));
+    let writer = |key: u32| step(pause(key, 1_500, 5), 0, key, Level::All, What::Put(20));
     let reader = |client: u32| {
         let read = move |number: u32| {
-            let think_ms = if number == 0 { 2_600 } else { 10 };
-            step(think_ms, 1, (number * 7 + client) % 100, Level::One, What::Get)
+            step(pause(number, 2_600, 10), 1, (number * 7 + client) % 100, Level::One, What::Get)
         };
         (0..150).map(read).collect()
     };
