@@ -9,7 +9,7 @@ use thrift::protocol::{
 };
 use tokio::io::{AsyncRead, AsyncReadExt};
 
-use crate::thrift::codec::{self, Protocol};
+use crate::thrift::codec::{self, Protocol, UNNAMED};
 use crate::thrift::dress::{FrameTooLong, framed, take_frame};
 use crate::thrift::method::{Apply, Method};
 
@@ -73,14 +73,14 @@ fn apply_message(
     mutations: &[Bytes],
 ) -> thrift::Result<()> {
     output.write_message_begin(&TMessageIdentifier::new(Apply::NAME, TMessageType::Call, sequence))?;
-    output.write_struct_begin(&TStructIdentifier::new("args"))?;
-    output.write_field_begin(&TFieldIdentifier::new(Apply::ARGUMENT, TType::Struct, 1))?;
+    output.write_struct_begin(&TStructIdentifier::new(UNNAMED))?;
+    output.write_field_begin(&TFieldIdentifier::new(UNNAMED, TType::Struct, 1))?;
 
-    output.write_struct_begin(&TStructIdentifier::new("PeerApply"))?;
-    output.write_field_begin(&TFieldIdentifier::new("epoch", TType::I64, 1))?;
+    output.write_struct_begin(&TStructIdentifier::new(UNNAMED))?;
+    output.write_field_begin(&TFieldIdentifier::new(UNNAMED, TType::I64, 1))?;
     output.write_i64(epoch)?;
     output.write_field_end()?;
-    output.write_field_begin(&TFieldIdentifier::new("mutations", TType::List, 2))?;
+    output.write_field_begin(&TFieldIdentifier::new(UNNAMED, TType::List, 2))?;
     output.write_list_begin(&TListIdentifier::new(TType::String, mutations.len() as i32))?;
     for mutation in mutations {
         output.write_bytes(mutation)?;

@@ -199,10 +199,10 @@ impl TSerializable for SystemException {
     Ok(ret)
   }
   fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
-    let struct_ident = TStructIdentifier::new("SystemException");
+    let struct_ident = TStructIdentifier::new("");
     o_prot.write_struct_begin(&struct_ident)?;
     if let Some(ref fld_var) = self.message {
-      o_prot.write_field_begin(&TFieldIdentifier::new("message", TType::String, 1))?;
+      o_prot.write_field_begin(&TFieldIdentifier::new("", TType::String, 1))?;
       o_prot.write_string(fld_var)?;
       o_prot.write_field_end()?
     }
@@ -294,20 +294,20 @@ impl TSerializable for KV {
     Ok(ret)
   }
   fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
-    let struct_ident = TStructIdentifier::new("KV");
+    let struct_ident = TStructIdentifier::new("");
     o_prot.write_struct_begin(&struct_ident)?;
     if let Some(fld_var) = self.key {
-      o_prot.write_field_begin(&TFieldIdentifier::new("key", TType::I32, 1))?;
+      o_prot.write_field_begin(&TFieldIdentifier::new("", TType::I32, 1))?;
       o_prot.write_i32(fld_var)?;
       o_prot.write_field_end()?
     }
     if let Some(ref fld_var) = self.value {
-      o_prot.write_field_begin(&TFieldIdentifier::new("value", TType::String, 2))?;
+      o_prot.write_field_begin(&TFieldIdentifier::new("", TType::String, 2))?;
       o_prot.write_string(fld_var)?;
       o_prot.write_field_end()?
     }
     if let Some(fld_var) = self.time {
-      o_prot.write_field_begin(&TFieldIdentifier::new("time", TType::I64, 3))?;
+      o_prot.write_field_begin(&TFieldIdentifier::new("", TType::I64, 3))?;
       o_prot.write_i64(fld_var)?;
       o_prot.write_field_end()?
     }
@@ -379,15 +379,15 @@ impl TSerializable for ClientRequest {
     Ok(ret)
   }
   fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
-    let struct_ident = TStructIdentifier::new("ClientRequest");
+    let struct_ident = TStructIdentifier::new("");
     o_prot.write_struct_begin(&struct_ident)?;
     if let Some(ref fld_var) = self.const_level {
-      o_prot.write_field_begin(&TFieldIdentifier::new("constLevel", TType::String, 1))?;
+      o_prot.write_field_begin(&TFieldIdentifier::new("", TType::String, 1))?;
       o_prot.write_string(fld_var)?;
       o_prot.write_field_end()?
     }
     if let Some(ref fld_var) = self.kv {
-      o_prot.write_field_begin(&TFieldIdentifier::new("kv", TType::Struct, 2))?;
+      o_prot.write_field_begin(&TFieldIdentifier::new("", TType::Struct, 2))?;
       fld_var.write_to_out_protocol(o_prot)?;
       o_prot.write_field_end()?
     }
@@ -458,15 +458,15 @@ impl TSerializable for ServerResponse {
     Ok(ret)
   }
   fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
-    let struct_ident = TStructIdentifier::new("ServerResponse");
+    let struct_ident = TStructIdentifier::new("");
     o_prot.write_struct_begin(&struct_ident)?;
     if let Some(ref fld_var) = self.status {
-      o_prot.write_field_begin(&TFieldIdentifier::new("status", TType::String, 1))?;
+      o_prot.write_field_begin(&TFieldIdentifier::new("", TType::String, 1))?;
       o_prot.write_string(fld_var)?;
       o_prot.write_field_end()?
     }
     if let Some(ref fld_var) = self.kv {
-      o_prot.write_field_begin(&TFieldIdentifier::new("kv", TType::Struct, 2))?;
+      o_prot.write_field_begin(&TFieldIdentifier::new("", TType::Struct, 2))?;
       fld_var.write_to_out_protocol(o_prot)?;
       o_prot.write_field_end()?
     }
@@ -553,25 +553,25 @@ impl TSerializable for Unavailable {
     Ok(ret)
   }
   fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
-    let struct_ident = TStructIdentifier::new("Unavailable");
+    let struct_ident = TStructIdentifier::new("");
     o_prot.write_struct_begin(&struct_ident)?;
     if let Some(ref fld_var) = self.level {
-      o_prot.write_field_begin(&TFieldIdentifier::new("level", TType::I32, 1))?;
+      o_prot.write_field_begin(&TFieldIdentifier::new("", TType::I32, 1))?;
       fld_var.write_to_out_protocol(o_prot)?;
       o_prot.write_field_end()?
     }
     if let Some(fld_var) = self.needed {
-      o_prot.write_field_begin(&TFieldIdentifier::new("needed", TType::I32, 2))?;
+      o_prot.write_field_begin(&TFieldIdentifier::new("", TType::I32, 2))?;
       o_prot.write_i32(fld_var)?;
       o_prot.write_field_end()?
     }
     if let Some(fld_var) = self.alive {
-      o_prot.write_field_begin(&TFieldIdentifier::new("alive", TType::I32, 3))?;
+      o_prot.write_field_begin(&TFieldIdentifier::new("", TType::I32, 3))?;
       o_prot.write_i32(fld_var)?;
       o_prot.write_field_end()?
     }
     if let Some(ref fld_var) = self.message {
-      o_prot.write_field_begin(&TFieldIdentifier::new("message", TType::String, 4))?;
+      o_prot.write_field_begin(&TFieldIdentifier::new("", TType::String, 4))?;
       o_prot.write_string(fld_var)?;
       o_prot.write_field_end()?
     }
@@ -674,25 +674,25 @@ impl TSerializable for Timeout {
     Ok(ret)
   }
   fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
-    let struct_ident = TStructIdentifier::new("Timeout");
+    let struct_ident = TStructIdentifier::new("");
     o_prot.write_struct_begin(&struct_ident)?;
     if let Some(ref fld_var) = self.level {
-      o_prot.write_field_begin(&TFieldIdentifier::new("level", TType::I32, 1))?;
+      o_prot.write_field_begin(&TFieldIdentifier::new("", TType::I32, 1))?;
       fld_var.write_to_out_protocol(o_prot)?;
       o_prot.write_field_end()?
     }
     if let Some(fld_var) = self.needed {
-      o_prot.write_field_begin(&TFieldIdentifier::new("needed", TType::I32, 2))?;
+      o_prot.write_field_begin(&TFieldIdentifier::new("", TType::I32, 2))?;
       o_prot.write_i32(fld_var)?;
       o_prot.write_field_end()?
     }
     if let Some(fld_var) = self.acknowledged {
-      o_prot.write_field_begin(&TFieldIdentifier::new("acknowledged", TType::I32, 3))?;
+      o_prot.write_field_begin(&TFieldIdentifier::new("", TType::I32, 3))?;
       o_prot.write_i32(fld_var)?;
       o_prot.write_field_end()?
     }
     if let Some(ref fld_var) = self.message {
-      o_prot.write_field_begin(&TFieldIdentifier::new("message", TType::String, 4))?;
+      o_prot.write_field_begin(&TFieldIdentifier::new("", TType::String, 4))?;
       o_prot.write_string(fld_var)?;
       o_prot.write_field_end()?
     }
@@ -771,10 +771,10 @@ impl TSerializable for Overloaded {
     Ok(ret)
   }
   fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
-    let struct_ident = TStructIdentifier::new("Overloaded");
+    let struct_ident = TStructIdentifier::new("");
     o_prot.write_struct_begin(&struct_ident)?;
     if let Some(ref fld_var) = self.message {
-      o_prot.write_field_begin(&TFieldIdentifier::new("message", TType::String, 1))?;
+      o_prot.write_field_begin(&TFieldIdentifier::new("", TType::String, 1))?;
       o_prot.write_string(fld_var)?;
       o_prot.write_field_end()?
     }
@@ -850,10 +850,10 @@ impl TSerializable for InvalidRequest {
     Ok(ret)
   }
   fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
-    let struct_ident = TStructIdentifier::new("InvalidRequest");
+    let struct_ident = TStructIdentifier::new("");
     o_prot.write_struct_begin(&struct_ident)?;
     if let Some(ref fld_var) = self.why {
-      o_prot.write_field_begin(&TFieldIdentifier::new("why", TType::String, 1))?;
+      o_prot.write_field_begin(&TFieldIdentifier::new("", TType::String, 1))?;
       o_prot.write_string(fld_var)?;
       o_prot.write_field_end()?
     }
@@ -969,35 +969,35 @@ impl TSerializable for PutRequest {
     Ok(ret)
   }
   fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
-    let struct_ident = TStructIdentifier::new("PutRequest");
+    let struct_ident = TStructIdentifier::new("");
     o_prot.write_struct_begin(&struct_ident)?;
     if let Some(ref fld_var) = self.key {
-      o_prot.write_field_begin(&TFieldIdentifier::new("key", TType::String, 1))?;
+      o_prot.write_field_begin(&TFieldIdentifier::new("", TType::String, 1))?;
       o_prot.write_bytes(fld_var)?;
       o_prot.write_field_end()?
     }
     if let Some(ref fld_var) = self.value {
-      o_prot.write_field_begin(&TFieldIdentifier::new("value", TType::String, 2))?;
+      o_prot.write_field_begin(&TFieldIdentifier::new("", TType::String, 2))?;
       o_prot.write_bytes(fld_var)?;
       o_prot.write_field_end()?
     }
     if let Some(ref fld_var) = self.level {
-      o_prot.write_field_begin(&TFieldIdentifier::new("level", TType::I32, 3))?;
+      o_prot.write_field_begin(&TFieldIdentifier::new("", TType::I32, 3))?;
       fld_var.write_to_out_protocol(o_prot)?;
       o_prot.write_field_end()?
     }
     if let Some(fld_var) = self.ttl {
-      o_prot.write_field_begin(&TFieldIdentifier::new("ttl", TType::I32, 4))?;
+      o_prot.write_field_begin(&TFieldIdentifier::new("", TType::I32, 4))?;
       o_prot.write_i32(fld_var)?;
       o_prot.write_field_end()?
     }
     if let Some(fld_var) = self.stamp {
-      o_prot.write_field_begin(&TFieldIdentifier::new("stamp", TType::I64, 5))?;
+      o_prot.write_field_begin(&TFieldIdentifier::new("", TType::I64, 5))?;
       o_prot.write_i64(fld_var)?;
       o_prot.write_field_end()?
     }
     if let Some(fld_var) = self.trace {
-      o_prot.write_field_begin(&TFieldIdentifier::new("trace", TType::Bool, 6))?;
+      o_prot.write_field_begin(&TFieldIdentifier::new("", TType::Bool, 6))?;
       o_prot.write_bool(fld_var)?;
       o_prot.write_field_end()?
     }
@@ -1088,25 +1088,25 @@ impl TSerializable for RemoveRequest {
     Ok(ret)
   }
   fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
-    let struct_ident = TStructIdentifier::new("RemoveRequest");
+    let struct_ident = TStructIdentifier::new("");
     o_prot.write_struct_begin(&struct_ident)?;
     if let Some(ref fld_var) = self.key {
-      o_prot.write_field_begin(&TFieldIdentifier::new("key", TType::String, 1))?;
+      o_prot.write_field_begin(&TFieldIdentifier::new("", TType::String, 1))?;
       o_prot.write_bytes(fld_var)?;
       o_prot.write_field_end()?
     }
     if let Some(ref fld_var) = self.level {
-      o_prot.write_field_begin(&TFieldIdentifier::new("level", TType::I32, 2))?;
+      o_prot.write_field_begin(&TFieldIdentifier::new("", TType::I32, 2))?;
       fld_var.write_to_out_protocol(o_prot)?;
       o_prot.write_field_end()?
     }
     if let Some(fld_var) = self.stamp {
-      o_prot.write_field_begin(&TFieldIdentifier::new("stamp", TType::I64, 3))?;
+      o_prot.write_field_begin(&TFieldIdentifier::new("", TType::I64, 3))?;
       o_prot.write_i64(fld_var)?;
       o_prot.write_field_end()?
     }
     if let Some(fld_var) = self.trace {
-      o_prot.write_field_begin(&TFieldIdentifier::new("trace", TType::Bool, 4))?;
+      o_prot.write_field_begin(&TFieldIdentifier::new("", TType::Bool, 4))?;
       o_prot.write_bool(fld_var)?;
       o_prot.write_field_end()?
     }
@@ -1193,20 +1193,20 @@ impl TSerializable for WriteResult {
     Ok(ret)
   }
   fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
-    let struct_ident = TStructIdentifier::new("WriteResult");
+    let struct_ident = TStructIdentifier::new("");
     o_prot.write_struct_begin(&struct_ident)?;
     if let Some(fld_var) = self.stamp {
-      o_prot.write_field_begin(&TFieldIdentifier::new("stamp", TType::I64, 1))?;
+      o_prot.write_field_begin(&TFieldIdentifier::new("", TType::I64, 1))?;
       o_prot.write_i64(fld_var)?;
       o_prot.write_field_end()?
     }
     if let Some(fld_var) = self.replicas {
-      o_prot.write_field_begin(&TFieldIdentifier::new("replicas", TType::I32, 2))?;
+      o_prot.write_field_begin(&TFieldIdentifier::new("", TType::I32, 2))?;
       o_prot.write_i32(fld_var)?;
       o_prot.write_field_end()?
     }
     if let Some(ref fld_var) = self.trace {
-      o_prot.write_field_begin(&TFieldIdentifier::new("trace", TType::List, 3))?;
+      o_prot.write_field_begin(&TFieldIdentifier::new("", TType::List, 3))?;
       o_prot.write_list_begin(&TListIdentifier::new(TType::String, fld_var.len() as i32))?;
       for e in fld_var {
         o_prot.write_string(e)?;
@@ -1290,20 +1290,20 @@ impl TSerializable for GetRequest {
     Ok(ret)
   }
   fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
-    let struct_ident = TStructIdentifier::new("GetRequest");
+    let struct_ident = TStructIdentifier::new("");
     o_prot.write_struct_begin(&struct_ident)?;
     if let Some(ref fld_var) = self.key {
-      o_prot.write_field_begin(&TFieldIdentifier::new("key", TType::String, 1))?;
+      o_prot.write_field_begin(&TFieldIdentifier::new("", TType::String, 1))?;
       o_prot.write_bytes(fld_var)?;
       o_prot.write_field_end()?
     }
     if let Some(ref fld_var) = self.level {
-      o_prot.write_field_begin(&TFieldIdentifier::new("level", TType::I32, 2))?;
+      o_prot.write_field_begin(&TFieldIdentifier::new("", TType::I32, 2))?;
       fld_var.write_to_out_protocol(o_prot)?;
       o_prot.write_field_end()?
     }
     if let Some(fld_var) = self.trace {
-      o_prot.write_field_begin(&TFieldIdentifier::new("trace", TType::Bool, 3))?;
+      o_prot.write_field_begin(&TFieldIdentifier::new("", TType::Bool, 3))?;
       o_prot.write_bool(fld_var)?;
       o_prot.write_field_end()?
     }
@@ -1397,25 +1397,25 @@ impl TSerializable for GetResult {
     Ok(ret)
   }
   fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
-    let struct_ident = TStructIdentifier::new("GetResult");
+    let struct_ident = TStructIdentifier::new("");
     o_prot.write_struct_begin(&struct_ident)?;
     if let Some(ref fld_var) = self.value {
-      o_prot.write_field_begin(&TFieldIdentifier::new("value", TType::String, 1))?;
+      o_prot.write_field_begin(&TFieldIdentifier::new("", TType::String, 1))?;
       o_prot.write_bytes(fld_var)?;
       o_prot.write_field_end()?
     }
     if let Some(fld_var) = self.stamp {
-      o_prot.write_field_begin(&TFieldIdentifier::new("stamp", TType::I64, 2))?;
+      o_prot.write_field_begin(&TFieldIdentifier::new("", TType::I64, 2))?;
       o_prot.write_i64(fld_var)?;
       o_prot.write_field_end()?
     }
     if let Some(fld_var) = self.expires {
-      o_prot.write_field_begin(&TFieldIdentifier::new("expires", TType::I64, 3))?;
+      o_prot.write_field_begin(&TFieldIdentifier::new("", TType::I64, 3))?;
       o_prot.write_i64(fld_var)?;
       o_prot.write_field_end()?
     }
     if let Some(ref fld_var) = self.trace {
-      o_prot.write_field_begin(&TFieldIdentifier::new("trace", TType::List, 4))?;
+      o_prot.write_field_begin(&TFieldIdentifier::new("", TType::List, 4))?;
       o_prot.write_list_begin(&TListIdentifier::new(TType::String, fld_var.len() as i32))?;
       for e in fld_var {
         o_prot.write_string(e)?;
@@ -1500,20 +1500,20 @@ impl TSerializable for Operation {
     Ok(ret)
   }
   fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
-    let struct_ident = TStructIdentifier::new("Operation");
+    let struct_ident = TStructIdentifier::new("");
     o_prot.write_struct_begin(&struct_ident)?;
     if let Some(ref fld_var) = self.put {
-      o_prot.write_field_begin(&TFieldIdentifier::new("put", TType::Struct, 1))?;
+      o_prot.write_field_begin(&TFieldIdentifier::new("", TType::Struct, 1))?;
       fld_var.write_to_out_protocol(o_prot)?;
       o_prot.write_field_end()?
     }
     if let Some(ref fld_var) = self.get {
-      o_prot.write_field_begin(&TFieldIdentifier::new("get", TType::Struct, 2))?;
+      o_prot.write_field_begin(&TFieldIdentifier::new("", TType::Struct, 2))?;
       fld_var.write_to_out_protocol(o_prot)?;
       o_prot.write_field_end()?
     }
     if let Some(ref fld_var) = self.remove {
-      o_prot.write_field_begin(&TFieldIdentifier::new("remove", TType::Struct, 3))?;
+      o_prot.write_field_begin(&TFieldIdentifier::new("", TType::Struct, 3))?;
       fld_var.write_to_out_protocol(o_prot)?;
       o_prot.write_field_end()?
     }
@@ -1583,10 +1583,10 @@ impl TSerializable for BatchRequest {
     Ok(ret)
   }
   fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
-    let struct_ident = TStructIdentifier::new("BatchRequest");
+    let struct_ident = TStructIdentifier::new("");
     o_prot.write_struct_begin(&struct_ident)?;
     if let Some(ref fld_var) = self.operations {
-      o_prot.write_field_begin(&TFieldIdentifier::new("operations", TType::List, 1))?;
+      o_prot.write_field_begin(&TFieldIdentifier::new("", TType::List, 1))?;
       o_prot.write_list_begin(&TListIdentifier::new(TType::Struct, fld_var.len() as i32))?;
       for e in fld_var {
         e.write_to_out_protocol(o_prot)?;
@@ -1692,35 +1692,35 @@ impl TSerializable for Outcome {
     Ok(ret)
   }
   fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
-    let struct_ident = TStructIdentifier::new("Outcome");
+    let struct_ident = TStructIdentifier::new("");
     o_prot.write_struct_begin(&struct_ident)?;
     if let Some(ref fld_var) = self.written {
-      o_prot.write_field_begin(&TFieldIdentifier::new("written", TType::Struct, 1))?;
+      o_prot.write_field_begin(&TFieldIdentifier::new("", TType::Struct, 1))?;
       fld_var.write_to_out_protocol(o_prot)?;
       o_prot.write_field_end()?
     }
     if let Some(ref fld_var) = self.got {
-      o_prot.write_field_begin(&TFieldIdentifier::new("got", TType::Struct, 2))?;
+      o_prot.write_field_begin(&TFieldIdentifier::new("", TType::Struct, 2))?;
       fld_var.write_to_out_protocol(o_prot)?;
       o_prot.write_field_end()?
     }
     if let Some(ref fld_var) = self.unavailable {
-      o_prot.write_field_begin(&TFieldIdentifier::new("unavailable", TType::Struct, 3))?;
+      o_prot.write_field_begin(&TFieldIdentifier::new("", TType::Struct, 3))?;
       fld_var.write_to_out_protocol(o_prot)?;
       o_prot.write_field_end()?
     }
     if let Some(ref fld_var) = self.timeout {
-      o_prot.write_field_begin(&TFieldIdentifier::new("timeout", TType::Struct, 4))?;
+      o_prot.write_field_begin(&TFieldIdentifier::new("", TType::Struct, 4))?;
       fld_var.write_to_out_protocol(o_prot)?;
       o_prot.write_field_end()?
     }
     if let Some(ref fld_var) = self.overloaded {
-      o_prot.write_field_begin(&TFieldIdentifier::new("overloaded", TType::Struct, 5))?;
+      o_prot.write_field_begin(&TFieldIdentifier::new("", TType::Struct, 5))?;
       fld_var.write_to_out_protocol(o_prot)?;
       o_prot.write_field_end()?
     }
     if let Some(ref fld_var) = self.invalid {
-      o_prot.write_field_begin(&TFieldIdentifier::new("invalid", TType::Struct, 6))?;
+      o_prot.write_field_begin(&TFieldIdentifier::new("", TType::Struct, 6))?;
       fld_var.write_to_out_protocol(o_prot)?;
       o_prot.write_field_end()?
     }
@@ -1793,10 +1793,10 @@ impl TSerializable for BatchResult {
     Ok(ret)
   }
   fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
-    let struct_ident = TStructIdentifier::new("BatchResult");
+    let struct_ident = TStructIdentifier::new("");
     o_prot.write_struct_begin(&struct_ident)?;
     if let Some(ref fld_var) = self.outcomes {
-      o_prot.write_field_begin(&TFieldIdentifier::new("outcomes", TType::List, 1))?;
+      o_prot.write_field_begin(&TFieldIdentifier::new("", TType::List, 1))?;
       o_prot.write_list_begin(&TListIdentifier::new(TType::Struct, fld_var.len() as i32))?;
       for e in fld_var {
         e.write_to_out_protocol(o_prot)?;
@@ -1918,45 +1918,45 @@ impl TSerializable for Member {
     Ok(ret)
   }
   fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
-    let struct_ident = TStructIdentifier::new("Member");
+    let struct_ident = TStructIdentifier::new("");
     o_prot.write_struct_begin(&struct_ident)?;
     if let Some(fld_var) = self.id {
-      o_prot.write_field_begin(&TFieldIdentifier::new("id", TType::I32, 1))?;
+      o_prot.write_field_begin(&TFieldIdentifier::new("", TType::I32, 1))?;
       o_prot.write_i32(fld_var)?;
       o_prot.write_field_end()?
     }
     if let Some(ref fld_var) = self.address {
-      o_prot.write_field_begin(&TFieldIdentifier::new("address", TType::String, 2))?;
+      o_prot.write_field_begin(&TFieldIdentifier::new("", TType::String, 2))?;
       o_prot.write_string(fld_var)?;
       o_prot.write_field_end()?
     }
     if let Some(ref fld_var) = self.state {
-      o_prot.write_field_begin(&TFieldIdentifier::new("state", TType::String, 3))?;
+      o_prot.write_field_begin(&TFieldIdentifier::new("", TType::String, 3))?;
       o_prot.write_string(fld_var)?;
       o_prot.write_field_end()?
     }
     if let Some(ref fld_var) = self.token {
-      o_prot.write_field_begin(&TFieldIdentifier::new("token", TType::String, 4))?;
+      o_prot.write_field_begin(&TFieldIdentifier::new("", TType::String, 4))?;
       o_prot.write_bytes(fld_var)?;
       o_prot.write_field_end()?
     }
     if let Some(ref fld_var) = self.detail {
-      o_prot.write_field_begin(&TFieldIdentifier::new("detail", TType::String, 5))?;
+      o_prot.write_field_begin(&TFieldIdentifier::new("", TType::String, 5))?;
       o_prot.write_string(fld_var)?;
       o_prot.write_field_end()?
     }
     if let Some(fld_var) = self.hints {
-      o_prot.write_field_begin(&TFieldIdentifier::new("hints", TType::I64, 6))?;
+      o_prot.write_field_begin(&TFieldIdentifier::new("", TType::I64, 6))?;
       o_prot.write_i64(fld_var)?;
       o_prot.write_field_end()?
     }
     if let Some(fld_var) = self.hint_bytes {
-      o_prot.write_field_begin(&TFieldIdentifier::new("hintBytes", TType::I64, 7))?;
+      o_prot.write_field_begin(&TFieldIdentifier::new("", TType::I64, 7))?;
       o_prot.write_i64(fld_var)?;
       o_prot.write_field_end()?
     }
     if let Some(fld_var) = self.hinting {
-      o_prot.write_field_begin(&TFieldIdentifier::new("hinting", TType::Bool, 8))?;
+      o_prot.write_field_begin(&TFieldIdentifier::new("", TType::Bool, 8))?;
       o_prot.write_bool(fld_var)?;
       o_prot.write_field_end()?
     }
@@ -2105,60 +2105,60 @@ impl TSerializable for RangeState {
     Ok(ret)
   }
   fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
-    let struct_ident = TStructIdentifier::new("RangeState");
+    let struct_ident = TStructIdentifier::new("");
     o_prot.write_struct_begin(&struct_ident)?;
     if let Some(fld_var) = self.owner {
-      o_prot.write_field_begin(&TFieldIdentifier::new("owner", TType::I32, 1))?;
+      o_prot.write_field_begin(&TFieldIdentifier::new("", TType::I32, 1))?;
       o_prot.write_i32(fld_var)?;
       o_prot.write_field_end()?
     }
     if let Some(fld_var) = self.proven_upto {
-      o_prot.write_field_begin(&TFieldIdentifier::new("provenUpto", TType::I64, 2))?;
+      o_prot.write_field_begin(&TFieldIdentifier::new("", TType::I64, 2))?;
       o_prot.write_i64(fld_var)?;
       o_prot.write_field_end()?
     }
     if let Some(fld_var) = self.proven_at {
-      o_prot.write_field_begin(&TFieldIdentifier::new("provenAt", TType::I64, 3))?;
+      o_prot.write_field_begin(&TFieldIdentifier::new("", TType::I64, 3))?;
       o_prot.write_i64(fld_var)?;
       o_prot.write_field_end()?
     }
     if let Some(ref fld_var) = self.not_now {
-      o_prot.write_field_begin(&TFieldIdentifier::new("notNow", TType::String, 4))?;
+      o_prot.write_field_begin(&TFieldIdentifier::new("", TType::String, 4))?;
       o_prot.write_string(fld_var)?;
       o_prot.write_field_end()?
     }
     if let Some(fld_var) = self.cells {
-      o_prot.write_field_begin(&TFieldIdentifier::new("cells", TType::I64, 5))?;
+      o_prot.write_field_begin(&TFieldIdentifier::new("", TType::I64, 5))?;
       o_prot.write_i64(fld_var)?;
       o_prot.write_field_end()?
     }
     if let Some(fld_var) = self.leaves_pending {
-      o_prot.write_field_begin(&TFieldIdentifier::new("leavesPending", TType::I64, 6))?;
+      o_prot.write_field_begin(&TFieldIdentifier::new("", TType::I64, 6))?;
       o_prot.write_i64(fld_var)?;
       o_prot.write_field_end()?
     }
     if let Some(fld_var) = self.dead_cells {
-      o_prot.write_field_begin(&TFieldIdentifier::new("deadCells", TType::I64, 7))?;
+      o_prot.write_field_begin(&TFieldIdentifier::new("", TType::I64, 7))?;
       o_prot.write_i64(fld_var)?;
       o_prot.write_field_end()?
     }
     if let Some(fld_var) = self.dead_bytes {
-      o_prot.write_field_begin(&TFieldIdentifier::new("deadBytes", TType::I64, 8))?;
+      o_prot.write_field_begin(&TFieldIdentifier::new("", TType::I64, 8))?;
       o_prot.write_i64(fld_var)?;
       o_prot.write_field_end()?
     }
     if let Some(ref fld_var) = self.uncollected {
-      o_prot.write_field_begin(&TFieldIdentifier::new("uncollected", TType::String, 9))?;
+      o_prot.write_field_begin(&TFieldIdentifier::new("", TType::String, 9))?;
       o_prot.write_string(fld_var)?;
       o_prot.write_field_end()?
     }
     if let Some(fld_var) = self.collected_upto {
-      o_prot.write_field_begin(&TFieldIdentifier::new("collectedUpto", TType::I64, 10))?;
+      o_prot.write_field_begin(&TFieldIdentifier::new("", TType::I64, 10))?;
       o_prot.write_i64(fld_var)?;
       o_prot.write_field_end()?
     }
     if let Some(ref fld_var) = self.refilling {
-      o_prot.write_field_begin(&TFieldIdentifier::new("refilling", TType::String, 11))?;
+      o_prot.write_field_begin(&TFieldIdentifier::new("", TType::String, 11))?;
       o_prot.write_string(fld_var)?;
       o_prot.write_field_end()?
     }
@@ -2298,30 +2298,30 @@ impl TSerializable for Description {
     Ok(ret)
   }
   fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
-    let struct_ident = TStructIdentifier::new("Description");
+    let struct_ident = TStructIdentifier::new("");
     o_prot.write_struct_begin(&struct_ident)?;
     if let Some(ref fld_var) = self.cluster {
-      o_prot.write_field_begin(&TFieldIdentifier::new("cluster", TType::String, 1))?;
+      o_prot.write_field_begin(&TFieldIdentifier::new("", TType::String, 1))?;
       o_prot.write_string(fld_var)?;
       o_prot.write_field_end()?
     }
     if let Some(fld_var) = self.id {
-      o_prot.write_field_begin(&TFieldIdentifier::new("id", TType::I32, 2))?;
+      o_prot.write_field_begin(&TFieldIdentifier::new("", TType::I32, 2))?;
       o_prot.write_i32(fld_var)?;
       o_prot.write_field_end()?
     }
     if let Some(fld_var) = self.replication_factor {
-      o_prot.write_field_begin(&TFieldIdentifier::new("replicationFactor", TType::I32, 3))?;
+      o_prot.write_field_begin(&TFieldIdentifier::new("", TType::I32, 3))?;
       o_prot.write_i32(fld_var)?;
       o_prot.write_field_end()?
     }
     if let Some(fld_var) = self.epoch {
-      o_prot.write_field_begin(&TFieldIdentifier::new("epoch", TType::I64, 4))?;
+      o_prot.write_field_begin(&TFieldIdentifier::new("", TType::I64, 4))?;
       o_prot.write_i64(fld_var)?;
       o_prot.write_field_end()?
     }
     if let Some(ref fld_var) = self.members {
-      o_prot.write_field_begin(&TFieldIdentifier::new("members", TType::List, 5))?;
+      o_prot.write_field_begin(&TFieldIdentifier::new("", TType::List, 5))?;
       o_prot.write_list_begin(&TListIdentifier::new(TType::Struct, fld_var.len() as i32))?;
       for e in fld_var {
         e.write_to_out_protocol(o_prot)?;
@@ -2330,17 +2330,17 @@ impl TSerializable for Description {
       o_prot.write_field_end()?
     }
     if let Some(ref fld_var) = self.version {
-      o_prot.write_field_begin(&TFieldIdentifier::new("version", TType::String, 6))?;
+      o_prot.write_field_begin(&TFieldIdentifier::new("", TType::String, 6))?;
       o_prot.write_string(fld_var)?;
       o_prot.write_field_end()?
     }
     if let Some(ref fld_var) = self.durability {
-      o_prot.write_field_begin(&TFieldIdentifier::new("durability", TType::String, 7))?;
+      o_prot.write_field_begin(&TFieldIdentifier::new("", TType::String, 7))?;
       o_prot.write_string(fld_var)?;
       o_prot.write_field_end()?
     }
     if let Some(ref fld_var) = self.ranges {
-      o_prot.write_field_begin(&TFieldIdentifier::new("ranges", TType::List, 8))?;
+      o_prot.write_field_begin(&TFieldIdentifier::new("", TType::List, 8))?;
       o_prot.write_list_begin(&TListIdentifier::new(TType::Struct, fld_var.len() as i32))?;
       for e in fld_var {
         e.write_to_out_protocol(o_prot)?;
@@ -2420,10 +2420,10 @@ impl TSerializable for Stats {
     Ok(ret)
   }
   fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
-    let struct_ident = TStructIdentifier::new("Stats");
+    let struct_ident = TStructIdentifier::new("");
     o_prot.write_struct_begin(&struct_ident)?;
     if let Some(ref fld_var) = self.values {
-      o_prot.write_field_begin(&TFieldIdentifier::new("values", TType::Map, 1))?;
+      o_prot.write_field_begin(&TFieldIdentifier::new("", TType::Map, 1))?;
       o_prot.write_map_begin(&TMapIdentifier::new(TType::String, TType::I64, fld_var.len() as i32))?;
       for (k, v) in fld_var {
         o_prot.write_string(k)?;
@@ -2506,20 +2506,20 @@ impl TSerializable for DigestRequest {
     Ok(ret)
   }
   fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
-    let struct_ident = TStructIdentifier::new("DigestRequest");
+    let struct_ident = TStructIdentifier::new("");
     o_prot.write_struct_begin(&struct_ident)?;
     if let Some(ref fld_var) = self.after {
-      o_prot.write_field_begin(&TFieldIdentifier::new("after", TType::String, 1))?;
+      o_prot.write_field_begin(&TFieldIdentifier::new("", TType::String, 1))?;
       o_prot.write_bytes(fld_var)?;
       o_prot.write_field_end()?
     }
     if let Some(ref fld_var) = self.upto {
-      o_prot.write_field_begin(&TFieldIdentifier::new("upto", TType::String, 2))?;
+      o_prot.write_field_begin(&TFieldIdentifier::new("", TType::String, 2))?;
       o_prot.write_bytes(fld_var)?;
       o_prot.write_field_end()?
     }
     if let Some(fld_var) = self.cells {
-      o_prot.write_field_begin(&TFieldIdentifier::new("cells", TType::I32, 3))?;
+      o_prot.write_field_begin(&TFieldIdentifier::new("", TType::I32, 3))?;
       o_prot.write_i32(fld_var)?;
       o_prot.write_field_end()?
     }
@@ -2615,30 +2615,30 @@ impl TSerializable for DigestResult {
     Ok(ret)
   }
   fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
-    let struct_ident = TStructIdentifier::new("DigestResult");
+    let struct_ident = TStructIdentifier::new("");
     o_prot.write_struct_begin(&struct_ident)?;
     if let Some(fld_var) = self.cells {
-      o_prot.write_field_begin(&TFieldIdentifier::new("cells", TType::I64, 1))?;
+      o_prot.write_field_begin(&TFieldIdentifier::new("", TType::I64, 1))?;
       o_prot.write_i64(fld_var)?;
       o_prot.write_field_end()?
     }
     if let Some(ref fld_var) = self.digest {
-      o_prot.write_field_begin(&TFieldIdentifier::new("digest", TType::String, 2))?;
+      o_prot.write_field_begin(&TFieldIdentifier::new("", TType::String, 2))?;
       o_prot.write_bytes(fld_var)?;
       o_prot.write_field_end()?
     }
     if let Some(ref fld_var) = self.upto {
-      o_prot.write_field_begin(&TFieldIdentifier::new("upto", TType::String, 3))?;
+      o_prot.write_field_begin(&TFieldIdentifier::new("", TType::String, 3))?;
       o_prot.write_bytes(fld_var)?;
       o_prot.write_field_end()?
     }
     if let Some(fld_var) = self.complete {
-      o_prot.write_field_begin(&TFieldIdentifier::new("complete", TType::Bool, 4))?;
+      o_prot.write_field_begin(&TFieldIdentifier::new("", TType::Bool, 4))?;
       o_prot.write_bool(fld_var)?;
       o_prot.write_field_end()?
     }
     if let Some(fld_var) = self.live {
-      o_prot.write_field_begin(&TFieldIdentifier::new("live", TType::I64, 5))?;
+      o_prot.write_field_begin(&TFieldIdentifier::new("", TType::I64, 5))?;
       o_prot.write_i64(fld_var)?;
       o_prot.write_field_end()?
     }
@@ -2728,25 +2728,25 @@ impl TSerializable for PageRequest {
     Ok(ret)
   }
   fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
-    let struct_ident = TStructIdentifier::new("PageRequest");
+    let struct_ident = TStructIdentifier::new("");
     o_prot.write_struct_begin(&struct_ident)?;
     if let Some(ref fld_var) = self.after {
-      o_prot.write_field_begin(&TFieldIdentifier::new("after", TType::String, 1))?;
+      o_prot.write_field_begin(&TFieldIdentifier::new("", TType::String, 1))?;
       o_prot.write_bytes(fld_var)?;
       o_prot.write_field_end()?
     }
     if let Some(ref fld_var) = self.upto {
-      o_prot.write_field_begin(&TFieldIdentifier::new("upto", TType::String, 2))?;
+      o_prot.write_field_begin(&TFieldIdentifier::new("", TType::String, 2))?;
       o_prot.write_bytes(fld_var)?;
       o_prot.write_field_end()?
     }
     if let Some(fld_var) = self.cells {
-      o_prot.write_field_begin(&TFieldIdentifier::new("cells", TType::I32, 3))?;
+      o_prot.write_field_begin(&TFieldIdentifier::new("", TType::I32, 3))?;
       o_prot.write_i32(fld_var)?;
       o_prot.write_field_end()?
     }
     if let Some(fld_var) = self.value_bytes {
-      o_prot.write_field_begin(&TFieldIdentifier::new("valueBytes", TType::I32, 4))?;
+      o_prot.write_field_begin(&TFieldIdentifier::new("", TType::I32, 4))?;
       o_prot.write_i32(fld_var)?;
       o_prot.write_field_end()?
     }
@@ -2883,55 +2883,55 @@ impl TSerializable for CellRow {
     Ok(ret)
   }
   fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
-    let struct_ident = TStructIdentifier::new("CellRow");
+    let struct_ident = TStructIdentifier::new("");
     o_prot.write_struct_begin(&struct_ident)?;
     if let Some(ref fld_var) = self.engine_key {
-      o_prot.write_field_begin(&TFieldIdentifier::new("engineKey", TType::String, 1))?;
+      o_prot.write_field_begin(&TFieldIdentifier::new("", TType::String, 1))?;
       o_prot.write_bytes(fld_var)?;
       o_prot.write_field_end()?
     }
     if let Some(fld_var) = self.table {
-      o_prot.write_field_begin(&TFieldIdentifier::new("table", TType::I32, 2))?;
+      o_prot.write_field_begin(&TFieldIdentifier::new("", TType::I32, 2))?;
       o_prot.write_i32(fld_var)?;
       o_prot.write_field_end()?
     }
     if let Some(ref fld_var) = self.partition {
-      o_prot.write_field_begin(&TFieldIdentifier::new("partition", TType::String, 3))?;
+      o_prot.write_field_begin(&TFieldIdentifier::new("", TType::String, 3))?;
       o_prot.write_bytes(fld_var)?;
       o_prot.write_field_end()?
     }
     if let Some(ref fld_var) = self.column {
-      o_prot.write_field_begin(&TFieldIdentifier::new("column", TType::String, 4))?;
+      o_prot.write_field_begin(&TFieldIdentifier::new("", TType::String, 4))?;
       o_prot.write_bytes(fld_var)?;
       o_prot.write_field_end()?
     }
     if let Some(fld_var) = self.stamp {
-      o_prot.write_field_begin(&TFieldIdentifier::new("stamp", TType::I64, 5))?;
+      o_prot.write_field_begin(&TFieldIdentifier::new("", TType::I64, 5))?;
       o_prot.write_i64(fld_var)?;
       o_prot.write_field_end()?
     }
     if let Some(ref fld_var) = self.kind {
-      o_prot.write_field_begin(&TFieldIdentifier::new("kind", TType::String, 6))?;
+      o_prot.write_field_begin(&TFieldIdentifier::new("", TType::String, 6))?;
       o_prot.write_string(fld_var)?;
       o_prot.write_field_end()?
     }
     if let Some(ref fld_var) = self.value {
-      o_prot.write_field_begin(&TFieldIdentifier::new("value", TType::String, 7))?;
+      o_prot.write_field_begin(&TFieldIdentifier::new("", TType::String, 7))?;
       o_prot.write_bytes(fld_var)?;
       o_prot.write_field_end()?
     }
     if let Some(fld_var) = self.value_size {
-      o_prot.write_field_begin(&TFieldIdentifier::new("valueSize", TType::I64, 8))?;
+      o_prot.write_field_begin(&TFieldIdentifier::new("", TType::I64, 8))?;
       o_prot.write_i64(fld_var)?;
       o_prot.write_field_end()?
     }
     if let Some(fld_var) = self.expires {
-      o_prot.write_field_begin(&TFieldIdentifier::new("expires", TType::I64, 9))?;
+      o_prot.write_field_begin(&TFieldIdentifier::new("", TType::I64, 9))?;
       o_prot.write_i64(fld_var)?;
       o_prot.write_field_end()?
     }
     if let Some(ref fld_var) = self.hash {
-      o_prot.write_field_begin(&TFieldIdentifier::new("hash", TType::String, 10))?;
+      o_prot.write_field_begin(&TFieldIdentifier::new("", TType::String, 10))?;
       o_prot.write_bytes(fld_var)?;
       o_prot.write_field_end()?
     }
@@ -3024,10 +3024,10 @@ impl TSerializable for PageResult {
     Ok(ret)
   }
   fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
-    let struct_ident = TStructIdentifier::new("PageResult");
+    let struct_ident = TStructIdentifier::new("");
     o_prot.write_struct_begin(&struct_ident)?;
     if let Some(ref fld_var) = self.cells {
-      o_prot.write_field_begin(&TFieldIdentifier::new("cells", TType::List, 1))?;
+      o_prot.write_field_begin(&TFieldIdentifier::new("", TType::List, 1))?;
       o_prot.write_list_begin(&TListIdentifier::new(TType::Struct, fld_var.len() as i32))?;
       for e in fld_var {
         e.write_to_out_protocol(o_prot)?;
@@ -3036,12 +3036,12 @@ impl TSerializable for PageResult {
       o_prot.write_field_end()?
     }
     if let Some(ref fld_var) = self.upto {
-      o_prot.write_field_begin(&TFieldIdentifier::new("upto", TType::String, 2))?;
+      o_prot.write_field_begin(&TFieldIdentifier::new("", TType::String, 2))?;
       o_prot.write_bytes(fld_var)?;
       o_prot.write_field_end()?
     }
     if let Some(fld_var) = self.complete {
-      o_prot.write_field_begin(&TFieldIdentifier::new("complete", TType::Bool, 3))?;
+      o_prot.write_field_begin(&TFieldIdentifier::new("", TType::Bool, 3))?;
       o_prot.write_bool(fld_var)?;
       o_prot.write_field_end()?
     }
@@ -3161,45 +3161,45 @@ impl TSerializable for PeerHello {
     Ok(ret)
   }
   fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
-    let struct_ident = TStructIdentifier::new("PeerHello");
+    let struct_ident = TStructIdentifier::new("");
     o_prot.write_struct_begin(&struct_ident)?;
     if let Some(fld_var) = self.version {
-      o_prot.write_field_begin(&TFieldIdentifier::new("version", TType::I32, 1))?;
+      o_prot.write_field_begin(&TFieldIdentifier::new("", TType::I32, 1))?;
       o_prot.write_i32(fld_var)?;
       o_prot.write_field_end()?
     }
     if let Some(ref fld_var) = self.cluster {
-      o_prot.write_field_begin(&TFieldIdentifier::new("cluster", TType::String, 2))?;
+      o_prot.write_field_begin(&TFieldIdentifier::new("", TType::String, 2))?;
       o_prot.write_string(fld_var)?;
       o_prot.write_field_end()?
     }
     if let Some(fld_var) = self.caller {
-      o_prot.write_field_begin(&TFieldIdentifier::new("caller", TType::I32, 3))?;
+      o_prot.write_field_begin(&TFieldIdentifier::new("", TType::I32, 3))?;
       o_prot.write_i32(fld_var)?;
       o_prot.write_field_end()?
     }
     if let Some(fld_var) = self.callee {
-      o_prot.write_field_begin(&TFieldIdentifier::new("callee", TType::I32, 4))?;
+      o_prot.write_field_begin(&TFieldIdentifier::new("", TType::I32, 4))?;
       o_prot.write_i32(fld_var)?;
       o_prot.write_field_end()?
     }
     if let Some(fld_var) = self.generation {
-      o_prot.write_field_begin(&TFieldIdentifier::new("generation", TType::I64, 5))?;
+      o_prot.write_field_begin(&TFieldIdentifier::new("", TType::I64, 5))?;
       o_prot.write_i64(fld_var)?;
       o_prot.write_field_end()?
     }
     if let Some(fld_var) = self.epoch {
-      o_prot.write_field_begin(&TFieldIdentifier::new("epoch", TType::I64, 6))?;
+      o_prot.write_field_begin(&TFieldIdentifier::new("", TType::I64, 6))?;
       o_prot.write_i64(fld_var)?;
       o_prot.write_field_end()?
     }
     if let Some(ref fld_var) = self.ring_digest {
-      o_prot.write_field_begin(&TFieldIdentifier::new("ringDigest", TType::String, 7))?;
+      o_prot.write_field_begin(&TFieldIdentifier::new("", TType::String, 7))?;
       o_prot.write_bytes(fld_var)?;
       o_prot.write_field_end()?
     }
     if let Some(fld_var) = self.clock {
-      o_prot.write_field_begin(&TFieldIdentifier::new("clock", TType::I64, 8))?;
+      o_prot.write_field_begin(&TFieldIdentifier::new("", TType::I64, 8))?;
       o_prot.write_i64(fld_var)?;
       o_prot.write_field_end()?
     }
@@ -3308,35 +3308,35 @@ impl TSerializable for PeerWelcome {
     Ok(ret)
   }
   fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
-    let struct_ident = TStructIdentifier::new("PeerWelcome");
+    let struct_ident = TStructIdentifier::new("");
     o_prot.write_struct_begin(&struct_ident)?;
     if let Some(fld_var) = self.version {
-      o_prot.write_field_begin(&TFieldIdentifier::new("version", TType::I32, 1))?;
+      o_prot.write_field_begin(&TFieldIdentifier::new("", TType::I32, 1))?;
       o_prot.write_i32(fld_var)?;
       o_prot.write_field_end()?
     }
     if let Some(ref fld_var) = self.refused {
-      o_prot.write_field_begin(&TFieldIdentifier::new("refused", TType::String, 2))?;
+      o_prot.write_field_begin(&TFieldIdentifier::new("", TType::String, 2))?;
       o_prot.write_string(fld_var)?;
       o_prot.write_field_end()?
     }
     if let Some(fld_var) = self.id {
-      o_prot.write_field_begin(&TFieldIdentifier::new("id", TType::I32, 3))?;
+      o_prot.write_field_begin(&TFieldIdentifier::new("", TType::I32, 3))?;
       o_prot.write_i32(fld_var)?;
       o_prot.write_field_end()?
     }
     if let Some(fld_var) = self.generation {
-      o_prot.write_field_begin(&TFieldIdentifier::new("generation", TType::I64, 4))?;
+      o_prot.write_field_begin(&TFieldIdentifier::new("", TType::I64, 4))?;
       o_prot.write_i64(fld_var)?;
       o_prot.write_field_end()?
     }
     if let Some(fld_var) = self.epoch {
-      o_prot.write_field_begin(&TFieldIdentifier::new("epoch", TType::I64, 5))?;
+      o_prot.write_field_begin(&TFieldIdentifier::new("", TType::I64, 5))?;
       o_prot.write_i64(fld_var)?;
       o_prot.write_field_end()?
     }
     if let Some(fld_var) = self.clock {
-      o_prot.write_field_begin(&TFieldIdentifier::new("clock", TType::I64, 6))?;
+      o_prot.write_field_begin(&TFieldIdentifier::new("", TType::I64, 6))?;
       o_prot.write_i64(fld_var)?;
       o_prot.write_field_end()?
     }
@@ -3403,10 +3403,10 @@ impl TSerializable for PeerPing {
     Ok(ret)
   }
   fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
-    let struct_ident = TStructIdentifier::new("PeerPing");
+    let struct_ident = TStructIdentifier::new("");
     o_prot.write_struct_begin(&struct_ident)?;
     if let Some(fld_var) = self.clock {
-      o_prot.write_field_begin(&TFieldIdentifier::new("clock", TType::I64, 1))?;
+      o_prot.write_field_begin(&TFieldIdentifier::new("", TType::I64, 1))?;
       o_prot.write_i64(fld_var)?;
       o_prot.write_field_end()?
     }
@@ -3476,15 +3476,15 @@ impl TSerializable for PeerPong {
     Ok(ret)
   }
   fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
-    let struct_ident = TStructIdentifier::new("PeerPong");
+    let struct_ident = TStructIdentifier::new("");
     o_prot.write_struct_begin(&struct_ident)?;
     if let Some(fld_var) = self.clock {
-      o_prot.write_field_begin(&TFieldIdentifier::new("clock", TType::I64, 1))?;
+      o_prot.write_field_begin(&TFieldIdentifier::new("", TType::I64, 1))?;
       o_prot.write_i64(fld_var)?;
       o_prot.write_field_end()?
     }
     if let Some(ref fld_var) = self.not_writable {
-      o_prot.write_field_begin(&TFieldIdentifier::new("notWritable", TType::String, 2))?;
+      o_prot.write_field_begin(&TFieldIdentifier::new("", TType::String, 2))?;
       o_prot.write_string(fld_var)?;
       o_prot.write_field_end()?
     }
@@ -3561,15 +3561,15 @@ impl TSerializable for PeerApply {
     Ok(ret)
   }
   fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
-    let struct_ident = TStructIdentifier::new("PeerApply");
+    let struct_ident = TStructIdentifier::new("");
     o_prot.write_struct_begin(&struct_ident)?;
     if let Some(fld_var) = self.epoch {
-      o_prot.write_field_begin(&TFieldIdentifier::new("epoch", TType::I64, 1))?;
+      o_prot.write_field_begin(&TFieldIdentifier::new("", TType::I64, 1))?;
       o_prot.write_i64(fld_var)?;
       o_prot.write_field_end()?
     }
     if let Some(ref fld_var) = self.mutations {
-      o_prot.write_field_begin(&TFieldIdentifier::new("mutations", TType::List, 2))?;
+      o_prot.write_field_begin(&TFieldIdentifier::new("", TType::List, 2))?;
       o_prot.write_list_begin(&TListIdentifier::new(TType::String, fld_var.len() as i32))?;
       for e in fld_var {
         o_prot.write_bytes(e)?;
@@ -3658,10 +3658,10 @@ impl TSerializable for PeerApplied {
     Ok(ret)
   }
   fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
-    let struct_ident = TStructIdentifier::new("PeerApplied");
+    let struct_ident = TStructIdentifier::new("");
     o_prot.write_struct_begin(&struct_ident)?;
     if let Some(ref fld_var) = self.answers {
-      o_prot.write_field_begin(&TFieldIdentifier::new("answers", TType::List, 1))?;
+      o_prot.write_field_begin(&TFieldIdentifier::new("", TType::List, 1))?;
       o_prot.write_list_begin(&TListIdentifier::new(TType::I64, fld_var.len() as i32))?;
       for e in fld_var {
         o_prot.write_i64(*e)?;
@@ -3670,12 +3670,12 @@ impl TSerializable for PeerApplied {
       o_prot.write_field_end()?
     }
     if let Some(ref fld_var) = self.refused {
-      o_prot.write_field_begin(&TFieldIdentifier::new("refused", TType::String, 2))?;
+      o_prot.write_field_begin(&TFieldIdentifier::new("", TType::String, 2))?;
       o_prot.write_string(fld_var)?;
       o_prot.write_field_end()?
     }
     if let Some(fld_var) = self.clock {
-      o_prot.write_field_begin(&TFieldIdentifier::new("clock", TType::I64, 3))?;
+      o_prot.write_field_begin(&TFieldIdentifier::new("", TType::I64, 3))?;
       o_prot.write_i64(fld_var)?;
       o_prot.write_field_end()?
     }
@@ -3787,40 +3787,40 @@ impl TSerializable for PeerRead {
     Ok(ret)
   }
   fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
-    let struct_ident = TStructIdentifier::new("PeerRead");
+    let struct_ident = TStructIdentifier::new("");
     o_prot.write_struct_begin(&struct_ident)?;
     if let Some(fld_var) = self.epoch {
-      o_prot.write_field_begin(&TFieldIdentifier::new("epoch", TType::I64, 1))?;
+      o_prot.write_field_begin(&TFieldIdentifier::new("", TType::I64, 1))?;
       o_prot.write_i64(fld_var)?;
       o_prot.write_field_end()?
     }
     if let Some(fld_var) = self.table {
-      o_prot.write_field_begin(&TFieldIdentifier::new("table", TType::I32, 2))?;
+      o_prot.write_field_begin(&TFieldIdentifier::new("", TType::I32, 2))?;
       o_prot.write_i32(fld_var)?;
       o_prot.write_field_end()?
     }
     if let Some(ref fld_var) = self.partition {
-      o_prot.write_field_begin(&TFieldIdentifier::new("partition", TType::String, 3))?;
+      o_prot.write_field_begin(&TFieldIdentifier::new("", TType::String, 3))?;
       o_prot.write_bytes(fld_var)?;
       o_prot.write_field_end()?
     }
     if let Some(ref fld_var) = self.first_column {
-      o_prot.write_field_begin(&TFieldIdentifier::new("firstColumn", TType::String, 4))?;
+      o_prot.write_field_begin(&TFieldIdentifier::new("", TType::String, 4))?;
       o_prot.write_bytes(fld_var)?;
       o_prot.write_field_end()?
     }
     if let Some(ref fld_var) = self.last_column {
-      o_prot.write_field_begin(&TFieldIdentifier::new("lastColumn", TType::String, 5))?;
+      o_prot.write_field_begin(&TFieldIdentifier::new("", TType::String, 5))?;
       o_prot.write_bytes(fld_var)?;
       o_prot.write_field_end()?
     }
     if let Some(fld_var) = self.bounded {
-      o_prot.write_field_begin(&TFieldIdentifier::new("bounded", TType::Bool, 6))?;
+      o_prot.write_field_begin(&TFieldIdentifier::new("", TType::Bool, 6))?;
       o_prot.write_bool(fld_var)?;
       o_prot.write_field_end()?
     }
     if let Some(fld_var) = self.cells {
-      o_prot.write_field_begin(&TFieldIdentifier::new("cells", TType::I32, 7))?;
+      o_prot.write_field_begin(&TFieldIdentifier::new("", TType::I32, 7))?;
       o_prot.write_i32(fld_var)?;
       o_prot.write_field_end()?
     }
@@ -3896,15 +3896,15 @@ impl TSerializable for PeerCell {
     Ok(ret)
   }
   fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
-    let struct_ident = TStructIdentifier::new("PeerCell");
+    let struct_ident = TStructIdentifier::new("");
     o_prot.write_struct_begin(&struct_ident)?;
     if let Some(ref fld_var) = self.column {
-      o_prot.write_field_begin(&TFieldIdentifier::new("column", TType::String, 1))?;
+      o_prot.write_field_begin(&TFieldIdentifier::new("", TType::String, 1))?;
       o_prot.write_bytes(fld_var)?;
       o_prot.write_field_end()?
     }
     if let Some(ref fld_var) = self.cell {
-      o_prot.write_field_begin(&TFieldIdentifier::new("cell", TType::String, 2))?;
+      o_prot.write_field_begin(&TFieldIdentifier::new("", TType::String, 2))?;
       o_prot.write_bytes(fld_var)?;
       o_prot.write_field_end()?
     }
@@ -3997,10 +3997,10 @@ impl TSerializable for PeerCells {
     Ok(ret)
   }
   fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
-    let struct_ident = TStructIdentifier::new("PeerCells");
+    let struct_ident = TStructIdentifier::new("");
     o_prot.write_struct_begin(&struct_ident)?;
     if let Some(ref fld_var) = self.cells {
-      o_prot.write_field_begin(&TFieldIdentifier::new("cells", TType::List, 1))?;
+      o_prot.write_field_begin(&TFieldIdentifier::new("", TType::List, 1))?;
       o_prot.write_list_begin(&TListIdentifier::new(TType::Struct, fld_var.len() as i32))?;
       for e in fld_var {
         e.write_to_out_protocol(o_prot)?;
@@ -4009,17 +4009,17 @@ impl TSerializable for PeerCells {
       o_prot.write_field_end()?
     }
     if let Some(ref fld_var) = self.refused {
-      o_prot.write_field_begin(&TFieldIdentifier::new("refused", TType::String, 2))?;
+      o_prot.write_field_begin(&TFieldIdentifier::new("", TType::String, 2))?;
       o_prot.write_string(fld_var)?;
       o_prot.write_field_end()?
     }
     if let Some(fld_var) = self.clock {
-      o_prot.write_field_begin(&TFieldIdentifier::new("clock", TType::I64, 3))?;
+      o_prot.write_field_begin(&TFieldIdentifier::new("", TType::I64, 3))?;
       o_prot.write_i64(fld_var)?;
       o_prot.write_field_end()?
     }
     if let Some(fld_var) = self.complete {
-      o_prot.write_field_begin(&TFieldIdentifier::new("complete", TType::Bool, 4))?;
+      o_prot.write_field_begin(&TFieldIdentifier::new("", TType::Bool, 4))?;
       o_prot.write_bool(fld_var)?;
       o_prot.write_field_end()?
     }
@@ -4108,25 +4108,25 @@ impl TSerializable for PeerCut {
     Ok(ret)
   }
   fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
-    let struct_ident = TStructIdentifier::new("PeerCut");
+    let struct_ident = TStructIdentifier::new("");
     o_prot.write_struct_begin(&struct_ident)?;
     if let Some(fld_var) = self.upto {
-      o_prot.write_field_begin(&TFieldIdentifier::new("upto", TType::I64, 1))?;
+      o_prot.write_field_begin(&TFieldIdentifier::new("", TType::I64, 1))?;
       o_prot.write_i64(fld_var)?;
       o_prot.write_field_end()?
     }
     if let Some(fld_var) = self.beyond {
-      o_prot.write_field_begin(&TFieldIdentifier::new("beyond", TType::I64, 2))?;
+      o_prot.write_field_begin(&TFieldIdentifier::new("", TType::I64, 2))?;
       o_prot.write_i64(fld_var)?;
       o_prot.write_field_end()?
     }
     if let Some(fld_var) = self.collected {
-      o_prot.write_field_begin(&TFieldIdentifier::new("collected", TType::I64, 3))?;
+      o_prot.write_field_begin(&TFieldIdentifier::new("", TType::I64, 3))?;
       o_prot.write_i64(fld_var)?;
       o_prot.write_field_end()?
     }
     if let Some(fld_var) = self.expired {
-      o_prot.write_field_begin(&TFieldIdentifier::new("expired", TType::I64, 4))?;
+      o_prot.write_field_begin(&TFieldIdentifier::new("", TType::I64, 4))?;
       o_prot.write_i64(fld_var)?;
       o_prot.write_field_end()?
     }
@@ -4207,20 +4207,20 @@ impl TSerializable for PeerSpan {
     Ok(ret)
   }
   fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
-    let struct_ident = TStructIdentifier::new("PeerSpan");
+    let struct_ident = TStructIdentifier::new("");
     o_prot.write_struct_begin(&struct_ident)?;
     if let Some(ref fld_var) = self.before {
-      o_prot.write_field_begin(&TFieldIdentifier::new("before", TType::String, 1))?;
+      o_prot.write_field_begin(&TFieldIdentifier::new("", TType::String, 1))?;
       o_prot.write_bytes(fld_var)?;
       o_prot.write_field_end()?
     }
     if let Some(fld_var) = self.cells {
-      o_prot.write_field_begin(&TFieldIdentifier::new("cells", TType::I64, 2))?;
+      o_prot.write_field_begin(&TFieldIdentifier::new("", TType::I64, 2))?;
       o_prot.write_i64(fld_var)?;
       o_prot.write_field_end()?
     }
     if let Some(ref fld_var) = self.digest {
-      o_prot.write_field_begin(&TFieldIdentifier::new("digest", TType::String, 3))?;
+      o_prot.write_field_begin(&TFieldIdentifier::new("", TType::String, 3))?;
       o_prot.write_bytes(fld_var)?;
       o_prot.write_field_end()?
     }
@@ -4300,20 +4300,20 @@ impl TSerializable for PeerVersion {
     Ok(ret)
   }
   fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
-    let struct_ident = TStructIdentifier::new("PeerVersion");
+    let struct_ident = TStructIdentifier::new("");
     o_prot.write_struct_begin(&struct_ident)?;
     if let Some(ref fld_var) = self.engine_key {
-      o_prot.write_field_begin(&TFieldIdentifier::new("engineKey", TType::String, 1))?;
+      o_prot.write_field_begin(&TFieldIdentifier::new("", TType::String, 1))?;
       o_prot.write_bytes(fld_var)?;
       o_prot.write_field_end()?
     }
     if let Some(fld_var) = self.stamp {
-      o_prot.write_field_begin(&TFieldIdentifier::new("stamp", TType::I64, 2))?;
+      o_prot.write_field_begin(&TFieldIdentifier::new("", TType::I64, 2))?;
       o_prot.write_i64(fld_var)?;
       o_prot.write_field_end()?
     }
     if let Some(ref fld_var) = self.hash {
-      o_prot.write_field_begin(&TFieldIdentifier::new("hash", TType::String, 3))?;
+      o_prot.write_field_begin(&TFieldIdentifier::new("", TType::String, 3))?;
       o_prot.write_bytes(fld_var)?;
       o_prot.write_field_end()?
     }
@@ -4385,15 +4385,15 @@ impl TSerializable for PeerHeld {
     Ok(ret)
   }
   fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
-    let struct_ident = TStructIdentifier::new("PeerHeld");
+    let struct_ident = TStructIdentifier::new("");
     o_prot.write_struct_begin(&struct_ident)?;
     if let Some(ref fld_var) = self.engine_key {
-      o_prot.write_field_begin(&TFieldIdentifier::new("engineKey", TType::String, 1))?;
+      o_prot.write_field_begin(&TFieldIdentifier::new("", TType::String, 1))?;
       o_prot.write_bytes(fld_var)?;
       o_prot.write_field_end()?
     }
     if let Some(ref fld_var) = self.cell {
-      o_prot.write_field_begin(&TFieldIdentifier::new("cell", TType::String, 2))?;
+      o_prot.write_field_begin(&TFieldIdentifier::new("", TType::String, 2))?;
       o_prot.write_bytes(fld_var)?;
       o_prot.write_field_end()?
     }
@@ -4464,15 +4464,15 @@ impl TSerializable for PeerMemory {
     Ok(ret)
   }
   fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
-    let struct_ident = TStructIdentifier::new("PeerMemory");
+    let struct_ident = TStructIdentifier::new("");
     o_prot.write_struct_begin(&struct_ident)?;
     if let Some(fld_var) = self.incarnation {
-      o_prot.write_field_begin(&TFieldIdentifier::new("incarnation", TType::I64, 1))?;
+      o_prot.write_field_begin(&TFieldIdentifier::new("", TType::I64, 1))?;
       o_prot.write_i64(fld_var)?;
       o_prot.write_field_end()?
     }
     if let Some(fld_var) = self.logged {
-      o_prot.write_field_begin(&TFieldIdentifier::new("logged", TType::I64, 2))?;
+      o_prot.write_field_begin(&TFieldIdentifier::new("", TType::I64, 2))?;
       o_prot.write_i64(fld_var)?;
       o_prot.write_field_end()?
     }
@@ -4673,40 +4673,40 @@ impl TSerializable for PeerReconcile {
     Ok(ret)
   }
   fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
-    let struct_ident = TStructIdentifier::new("PeerReconcile");
+    let struct_ident = TStructIdentifier::new("");
     o_prot.write_struct_begin(&struct_ident)?;
     if let Some(fld_var) = self.epoch {
-      o_prot.write_field_begin(&TFieldIdentifier::new("epoch", TType::I64, 1))?;
+      o_prot.write_field_begin(&TFieldIdentifier::new("", TType::I64, 1))?;
       o_prot.write_i64(fld_var)?;
       o_prot.write_field_end()?
     }
     if let Some(ref fld_var) = self.asks {
-      o_prot.write_field_begin(&TFieldIdentifier::new("asks", TType::I32, 2))?;
+      o_prot.write_field_begin(&TFieldIdentifier::new("", TType::I32, 2))?;
       fld_var.write_to_out_protocol(o_prot)?;
       o_prot.write_field_end()?
     }
     if let Some(fld_var) = self.range {
-      o_prot.write_field_begin(&TFieldIdentifier::new("range", TType::I32, 3))?;
+      o_prot.write_field_begin(&TFieldIdentifier::new("", TType::I32, 3))?;
       o_prot.write_i32(fld_var)?;
       o_prot.write_field_end()?
     }
     if let Some(ref fld_var) = self.cut {
-      o_prot.write_field_begin(&TFieldIdentifier::new("cut", TType::Struct, 4))?;
+      o_prot.write_field_begin(&TFieldIdentifier::new("", TType::Struct, 4))?;
       fld_var.write_to_out_protocol(o_prot)?;
       o_prot.write_field_end()?
     }
     if let Some(ref fld_var) = self.start {
-      o_prot.write_field_begin(&TFieldIdentifier::new("start", TType::String, 5))?;
+      o_prot.write_field_begin(&TFieldIdentifier::new("", TType::String, 5))?;
       o_prot.write_bytes(fld_var)?;
       o_prot.write_field_end()?
     }
     if let Some(ref fld_var) = self.before {
-      o_prot.write_field_begin(&TFieldIdentifier::new("before", TType::String, 6))?;
+      o_prot.write_field_begin(&TFieldIdentifier::new("", TType::String, 6))?;
       o_prot.write_bytes(fld_var)?;
       o_prot.write_field_end()?
     }
     if let Some(ref fld_var) = self.spans {
-      o_prot.write_field_begin(&TFieldIdentifier::new("spans", TType::List, 7))?;
+      o_prot.write_field_begin(&TFieldIdentifier::new("", TType::List, 7))?;
       o_prot.write_list_begin(&TListIdentifier::new(TType::Struct, fld_var.len() as i32))?;
       for e in fld_var {
         e.write_to_out_protocol(o_prot)?;
@@ -4715,12 +4715,12 @@ impl TSerializable for PeerReconcile {
       o_prot.write_field_end()?
     }
     if let Some(fld_var) = self.quick {
-      o_prot.write_field_begin(&TFieldIdentifier::new("quick", TType::Bool, 8))?;
+      o_prot.write_field_begin(&TFieldIdentifier::new("", TType::Bool, 8))?;
       o_prot.write_bool(fld_var)?;
       o_prot.write_field_end()?
     }
     if let Some(ref fld_var) = self.keys {
-      o_prot.write_field_begin(&TFieldIdentifier::new("keys", TType::List, 9))?;
+      o_prot.write_field_begin(&TFieldIdentifier::new("", TType::List, 9))?;
       o_prot.write_list_begin(&TListIdentifier::new(TType::String, fld_var.len() as i32))?;
       for e in fld_var {
         o_prot.write_bytes(e)?;
@@ -4729,7 +4729,7 @@ impl TSerializable for PeerReconcile {
       o_prot.write_field_end()?
     }
     if let Some(ref fld_var) = self.cells {
-      o_prot.write_field_begin(&TFieldIdentifier::new("cells", TType::List, 10))?;
+      o_prot.write_field_begin(&TFieldIdentifier::new("", TType::List, 10))?;
       o_prot.write_list_begin(&TListIdentifier::new(TType::Struct, fld_var.len() as i32))?;
       for e in fld_var {
         e.write_to_out_protocol(o_prot)?;
@@ -4738,32 +4738,32 @@ impl TSerializable for PeerReconcile {
       o_prot.write_field_end()?
     }
     if let Some(fld_var) = self.wall {
-      o_prot.write_field_begin(&TFieldIdentifier::new("wall", TType::I64, 11))?;
+      o_prot.write_field_begin(&TFieldIdentifier::new("", TType::I64, 11))?;
       o_prot.write_i64(fld_var)?;
       o_prot.write_field_end()?
     }
     if let Some(ref fld_var) = self.why {
-      o_prot.write_field_begin(&TFieldIdentifier::new("why", TType::String, 12))?;
+      o_prot.write_field_begin(&TFieldIdentifier::new("", TType::String, 12))?;
       o_prot.write_string(fld_var)?;
       o_prot.write_field_end()?
     }
     if let Some(ref fld_var) = self.memory {
-      o_prot.write_field_begin(&TFieldIdentifier::new("memory", TType::Struct, 13))?;
+      o_prot.write_field_begin(&TFieldIdentifier::new("", TType::Struct, 13))?;
       fld_var.write_to_out_protocol(o_prot)?;
       o_prot.write_field_end()?
     }
     if let Some(ref fld_var) = self.claim {
-      o_prot.write_field_begin(&TFieldIdentifier::new("claim", TType::Struct, 14))?;
+      o_prot.write_field_begin(&TFieldIdentifier::new("", TType::Struct, 14))?;
       fld_var.write_to_out_protocol(o_prot)?;
       o_prot.write_field_end()?
     }
     if let Some(fld_var) = self.whole {
-      o_prot.write_field_begin(&TFieldIdentifier::new("whole", TType::Bool, 15))?;
+      o_prot.write_field_begin(&TFieldIdentifier::new("", TType::Bool, 15))?;
       o_prot.write_bool(fld_var)?;
       o_prot.write_field_end()?
     }
     if let Some(fld_var) = self.generation {
-      o_prot.write_field_begin(&TFieldIdentifier::new("generation", TType::I64, 16))?;
+      o_prot.write_field_begin(&TFieldIdentifier::new("", TType::I64, 16))?;
       o_prot.write_i64(fld_var)?;
       o_prot.write_field_end()?
     }
@@ -4984,40 +4984,40 @@ impl TSerializable for PeerReconciled {
     Ok(ret)
   }
   fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
-    let struct_ident = TStructIdentifier::new("PeerReconciled");
+    let struct_ident = TStructIdentifier::new("");
     o_prot.write_struct_begin(&struct_ident)?;
     if let Some(ref fld_var) = self.refused {
-      o_prot.write_field_begin(&TFieldIdentifier::new("refused", TType::String, 1))?;
+      o_prot.write_field_begin(&TFieldIdentifier::new("", TType::String, 1))?;
       o_prot.write_string(fld_var)?;
       o_prot.write_field_end()?
     }
     if let Some(fld_var) = self.clock {
-      o_prot.write_field_begin(&TFieldIdentifier::new("clock", TType::I64, 2))?;
+      o_prot.write_field_begin(&TFieldIdentifier::new("", TType::I64, 2))?;
       o_prot.write_i64(fld_var)?;
       o_prot.write_field_end()?
     }
     if let Some(fld_var) = self.pause {
-      o_prot.write_field_begin(&TFieldIdentifier::new("pause", TType::I64, 3))?;
+      o_prot.write_field_begin(&TFieldIdentifier::new("", TType::I64, 3))?;
       o_prot.write_i64(fld_var)?;
       o_prot.write_field_end()?
     }
     if let Some(fld_var) = self.promise {
-      o_prot.write_field_begin(&TFieldIdentifier::new("promise", TType::I64, 4))?;
+      o_prot.write_field_begin(&TFieldIdentifier::new("", TType::I64, 4))?;
       o_prot.write_i64(fld_var)?;
       o_prot.write_field_end()?
     }
     if let Some(ref fld_var) = self.waits {
-      o_prot.write_field_begin(&TFieldIdentifier::new("waits", TType::String, 5))?;
+      o_prot.write_field_begin(&TFieldIdentifier::new("", TType::String, 5))?;
       o_prot.write_string(fld_var)?;
       o_prot.write_field_end()?
     }
     if let Some(fld_var) = self.wall {
-      o_prot.write_field_begin(&TFieldIdentifier::new("wall", TType::I64, 6))?;
+      o_prot.write_field_begin(&TFieldIdentifier::new("", TType::I64, 6))?;
       o_prot.write_i64(fld_var)?;
       o_prot.write_field_end()?
     }
     if let Some(ref fld_var) = self.tables {
-      o_prot.write_field_begin(&TFieldIdentifier::new("tables", TType::List, 7))?;
+      o_prot.write_field_begin(&TFieldIdentifier::new("", TType::List, 7))?;
       o_prot.write_list_begin(&TListIdentifier::new(TType::I32, fld_var.len() as i32))?;
       for e in fld_var {
         o_prot.write_i32(*e)?;
@@ -5026,12 +5026,12 @@ impl TSerializable for PeerReconciled {
       o_prot.write_field_end()?
     }
     if let Some(ref fld_var) = self.cut {
-      o_prot.write_field_begin(&TFieldIdentifier::new("cut", TType::Struct, 8))?;
+      o_prot.write_field_begin(&TFieldIdentifier::new("", TType::Struct, 8))?;
       fld_var.write_to_out_protocol(o_prot)?;
       o_prot.write_field_end()?
     }
     if let Some(ref fld_var) = self.verdicts {
-      o_prot.write_field_begin(&TFieldIdentifier::new("verdicts", TType::List, 9))?;
+      o_prot.write_field_begin(&TFieldIdentifier::new("", TType::List, 9))?;
       o_prot.write_list_begin(&TListIdentifier::new(TType::I32, fld_var.len() as i32))?;
       for e in fld_var {
         o_prot.write_i32(*e)?;
@@ -5040,7 +5040,7 @@ impl TSerializable for PeerReconciled {
       o_prot.write_field_end()?
     }
     if let Some(ref fld_var) = self.versions {
-      o_prot.write_field_begin(&TFieldIdentifier::new("versions", TType::List, 10))?;
+      o_prot.write_field_begin(&TFieldIdentifier::new("", TType::List, 10))?;
       o_prot.write_list_begin(&TListIdentifier::new(TType::Struct, fld_var.len() as i32))?;
       for e in fld_var {
         e.write_to_out_protocol(o_prot)?;
@@ -5049,12 +5049,12 @@ impl TSerializable for PeerReconciled {
       o_prot.write_field_end()?
     }
     if let Some(ref fld_var) = self.reached {
-      o_prot.write_field_begin(&TFieldIdentifier::new("reached", TType::String, 11))?;
+      o_prot.write_field_begin(&TFieldIdentifier::new("", TType::String, 11))?;
       o_prot.write_bytes(fld_var)?;
       o_prot.write_field_end()?
     }
     if let Some(ref fld_var) = self.cells {
-      o_prot.write_field_begin(&TFieldIdentifier::new("cells", TType::List, 12))?;
+      o_prot.write_field_begin(&TFieldIdentifier::new("", TType::List, 12))?;
       o_prot.write_list_begin(&TListIdentifier::new(TType::Struct, fld_var.len() as i32))?;
       for e in fld_var {
         e.write_to_out_protocol(o_prot)?;
@@ -5063,22 +5063,22 @@ impl TSerializable for PeerReconciled {
       o_prot.write_field_end()?
     }
     if let Some(fld_var) = self.handled {
-      o_prot.write_field_begin(&TFieldIdentifier::new("handled", TType::I32, 13))?;
+      o_prot.write_field_begin(&TFieldIdentifier::new("", TType::I32, 13))?;
       o_prot.write_i32(fld_var)?;
       o_prot.write_field_end()?
     }
     if let Some(ref fld_var) = self.memory {
-      o_prot.write_field_begin(&TFieldIdentifier::new("memory", TType::Struct, 14))?;
+      o_prot.write_field_begin(&TFieldIdentifier::new("", TType::Struct, 14))?;
       fld_var.write_to_out_protocol(o_prot)?;
       o_prot.write_field_end()?
     }
     if let Some(ref fld_var) = self.claim {
-      o_prot.write_field_begin(&TFieldIdentifier::new("claim", TType::Struct, 15))?;
+      o_prot.write_field_begin(&TFieldIdentifier::new("", TType::Struct, 15))?;
       fld_var.write_to_out_protocol(o_prot)?;
       o_prot.write_field_end()?
     }
     if let Some(fld_var) = self.whole {
-      o_prot.write_field_begin(&TFieldIdentifier::new("whole", TType::Bool, 16))?;
+      o_prot.write_field_begin(&TFieldIdentifier::new("", TType::Bool, 16))?;
       o_prot.write_bool(fld_var)?;
       o_prot.write_field_end()?
     }
@@ -6079,9 +6079,9 @@ impl KVStoreClientGetArgs {
     Ok(ret)
   }
   fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
-    let struct_ident = TStructIdentifier::new("clientGet_args");
+    let struct_ident = TStructIdentifier::new("");
     o_prot.write_struct_begin(&struct_ident)?;
-    o_prot.write_field_begin(&TFieldIdentifier::new("request", TType::Struct, 1))?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("", TType::Struct, 1))?;
     self.request.write_to_out_protocol(o_prot)?;
     o_prot.write_field_end()?;
     o_prot.write_field_stop()?;
@@ -6149,15 +6149,15 @@ impl KVStoreClientGetResult {
     Ok(ret)
   }
   fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
-    let struct_ident = TStructIdentifier::new("KVStoreClientGetResult");
+    let struct_ident = TStructIdentifier::new("");
     o_prot.write_struct_begin(&struct_ident)?;
     if let Some(ref fld_var) = self.result_value {
-      o_prot.write_field_begin(&TFieldIdentifier::new("result_value", TType::Struct, 0))?;
+      o_prot.write_field_begin(&TFieldIdentifier::new("", TType::Struct, 0))?;
       fld_var.write_to_out_protocol(o_prot)?;
       o_prot.write_field_end()?
     }
     if let Some(ref fld_var) = self.system_exception {
-      o_prot.write_field_begin(&TFieldIdentifier::new("systemException", TType::Struct, 1))?;
+      o_prot.write_field_begin(&TFieldIdentifier::new("", TType::Struct, 1))?;
       fld_var.write_to_out_protocol(o_prot)?;
       o_prot.write_field_end()?
     }
@@ -6204,9 +6204,9 @@ impl KVStoreClientPutArgs {
     Ok(ret)
   }
   fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
-    let struct_ident = TStructIdentifier::new("clientPut_args");
+    let struct_ident = TStructIdentifier::new("");
     o_prot.write_struct_begin(&struct_ident)?;
-    o_prot.write_field_begin(&TFieldIdentifier::new("request", TType::Struct, 1))?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("", TType::Struct, 1))?;
     self.request.write_to_out_protocol(o_prot)?;
     o_prot.write_field_end()?;
     o_prot.write_field_stop()?;
@@ -6274,15 +6274,15 @@ impl KVStoreClientPutResult {
     Ok(ret)
   }
   fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
-    let struct_ident = TStructIdentifier::new("KVStoreClientPutResult");
+    let struct_ident = TStructIdentifier::new("");
     o_prot.write_struct_begin(&struct_ident)?;
     if let Some(ref fld_var) = self.result_value {
-      o_prot.write_field_begin(&TFieldIdentifier::new("result_value", TType::Struct, 0))?;
+      o_prot.write_field_begin(&TFieldIdentifier::new("", TType::Struct, 0))?;
       fld_var.write_to_out_protocol(o_prot)?;
       o_prot.write_field_end()?
     }
     if let Some(ref fld_var) = self.system_exception {
-      o_prot.write_field_begin(&TFieldIdentifier::new("systemException", TType::Struct, 1))?;
+      o_prot.write_field_begin(&TFieldIdentifier::new("", TType::Struct, 1))?;
       fld_var.write_to_out_protocol(o_prot)?;
       o_prot.write_field_end()?
     }
@@ -6329,9 +6329,9 @@ impl KVStoreServerGetArgs {
     Ok(ret)
   }
   fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
-    let struct_ident = TStructIdentifier::new("serverGet_args");
+    let struct_ident = TStructIdentifier::new("");
     o_prot.write_struct_begin(&struct_ident)?;
-    o_prot.write_field_begin(&TFieldIdentifier::new("kv", TType::Struct, 1))?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("", TType::Struct, 1))?;
     self.kv.write_to_out_protocol(o_prot)?;
     o_prot.write_field_end()?;
     o_prot.write_field_stop()?;
@@ -6399,15 +6399,15 @@ impl KVStoreServerGetResult {
     Ok(ret)
   }
   fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
-    let struct_ident = TStructIdentifier::new("KVStoreServerGetResult");
+    let struct_ident = TStructIdentifier::new("");
     o_prot.write_struct_begin(&struct_ident)?;
     if let Some(ref fld_var) = self.result_value {
-      o_prot.write_field_begin(&TFieldIdentifier::new("result_value", TType::Struct, 0))?;
+      o_prot.write_field_begin(&TFieldIdentifier::new("", TType::Struct, 0))?;
       fld_var.write_to_out_protocol(o_prot)?;
       o_prot.write_field_end()?
     }
     if let Some(ref fld_var) = self.system_exception {
-      o_prot.write_field_begin(&TFieldIdentifier::new("systemException", TType::Struct, 1))?;
+      o_prot.write_field_begin(&TFieldIdentifier::new("", TType::Struct, 1))?;
       fld_var.write_to_out_protocol(o_prot)?;
       o_prot.write_field_end()?
     }
@@ -6454,9 +6454,9 @@ impl KVStoreServerPutArgs {
     Ok(ret)
   }
   fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
-    let struct_ident = TStructIdentifier::new("serverPut_args");
+    let struct_ident = TStructIdentifier::new("");
     o_prot.write_struct_begin(&struct_ident)?;
-    o_prot.write_field_begin(&TFieldIdentifier::new("kv", TType::Struct, 1))?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("", TType::Struct, 1))?;
     self.kv.write_to_out_protocol(o_prot)?;
     o_prot.write_field_end()?;
     o_prot.write_field_stop()?;
@@ -6524,15 +6524,15 @@ impl KVStoreServerPutResult {
     Ok(ret)
   }
   fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
-    let struct_ident = TStructIdentifier::new("KVStoreServerPutResult");
+    let struct_ident = TStructIdentifier::new("");
     o_prot.write_struct_begin(&struct_ident)?;
     if let Some(ref fld_var) = self.result_value {
-      o_prot.write_field_begin(&TFieldIdentifier::new("result_value", TType::Struct, 0))?;
+      o_prot.write_field_begin(&TFieldIdentifier::new("", TType::Struct, 0))?;
       fld_var.write_to_out_protocol(o_prot)?;
       o_prot.write_field_end()?
     }
     if let Some(ref fld_var) = self.system_exception {
-      o_prot.write_field_begin(&TFieldIdentifier::new("systemException", TType::Struct, 1))?;
+      o_prot.write_field_begin(&TFieldIdentifier::new("", TType::Struct, 1))?;
       fld_var.write_to_out_protocol(o_prot)?;
       o_prot.write_field_end()?
     }
@@ -6579,9 +6579,9 @@ impl KVStoreServerDeleteArgs {
     Ok(ret)
   }
   fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
-    let struct_ident = TStructIdentifier::new("serverDelete_args");
+    let struct_ident = TStructIdentifier::new("");
     o_prot.write_struct_begin(&struct_ident)?;
-    o_prot.write_field_begin(&TFieldIdentifier::new("kv", TType::Struct, 1))?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("", TType::Struct, 1))?;
     self.kv.write_to_out_protocol(o_prot)?;
     o_prot.write_field_end()?;
     o_prot.write_field_stop()?;
@@ -6633,10 +6633,10 @@ impl KVStoreServerDeleteResult {
     Ok(ret)
   }
   fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
-    let struct_ident = TStructIdentifier::new("KVStoreServerDeleteResult");
+    let struct_ident = TStructIdentifier::new("");
     o_prot.write_struct_begin(&struct_ident)?;
     if let Some(ref fld_var) = self.system_exception {
-      o_prot.write_field_begin(&TFieldIdentifier::new("systemException", TType::Struct, 1))?;
+      o_prot.write_field_begin(&TFieldIdentifier::new("", TType::Struct, 1))?;
       fld_var.write_to_out_protocol(o_prot)?;
       o_prot.write_field_end()?
     }
@@ -6683,9 +6683,9 @@ impl KVStoreResendHintsArgs {
     Ok(ret)
   }
   fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
-    let struct_ident = TStructIdentifier::new("resendHints_args");
+    let struct_ident = TStructIdentifier::new("");
     o_prot.write_struct_begin(&struct_ident)?;
-    o_prot.write_field_begin(&TFieldIdentifier::new("recoveredServerID", TType::I32, 1))?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("", TType::I32, 1))?;
     o_prot.write_i32(self.recovered_server_i_d)?;
     o_prot.write_field_end()?;
     o_prot.write_field_stop()?;
@@ -6737,10 +6737,10 @@ impl KVStoreResendHintsResult {
     Ok(ret)
   }
   fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
-    let struct_ident = TStructIdentifier::new("KVStoreResendHintsResult");
+    let struct_ident = TStructIdentifier::new("");
     o_prot.write_struct_begin(&struct_ident)?;
     if let Some(ref fld_var) = self.system_exception {
-      o_prot.write_field_begin(&TFieldIdentifier::new("systemException", TType::Struct, 1))?;
+      o_prot.write_field_begin(&TFieldIdentifier::new("", TType::Struct, 1))?;
       fld_var.write_to_out_protocol(o_prot)?;
       o_prot.write_field_end()?
     }
@@ -6778,7 +6778,7 @@ impl KVStoreHelloArgs {
     Ok(ret)
   }
   fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
-    let struct_ident = TStructIdentifier::new("hello_args");
+    let struct_ident = TStructIdentifier::new("");
     o_prot.write_struct_begin(&struct_ident)?;
     o_prot.write_field_stop()?;
     o_prot.write_struct_end()
@@ -6845,15 +6845,15 @@ impl KVStoreHelloResult {
     Ok(ret)
   }
   fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
-    let struct_ident = TStructIdentifier::new("KVStoreHelloResult");
+    let struct_ident = TStructIdentifier::new("");
     o_prot.write_struct_begin(&struct_ident)?;
     if let Some(ref fld_var) = self.result_value {
-      o_prot.write_field_begin(&TFieldIdentifier::new("result_value", TType::String, 0))?;
+      o_prot.write_field_begin(&TFieldIdentifier::new("", TType::String, 0))?;
       o_prot.write_string(fld_var)?;
       o_prot.write_field_end()?
     }
     if let Some(ref fld_var) = self.system_exception {
-      o_prot.write_field_begin(&TFieldIdentifier::new("systemException", TType::Struct, 1))?;
+      o_prot.write_field_begin(&TFieldIdentifier::new("", TType::Struct, 1))?;
       fld_var.write_to_out_protocol(o_prot)?;
       o_prot.write_field_end()?
     }
@@ -6891,7 +6891,7 @@ impl KVStoreGetServerIDArgs {
     Ok(ret)
   }
   fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
-    let struct_ident = TStructIdentifier::new("getServerID_args");
+    let struct_ident = TStructIdentifier::new("");
     o_prot.write_struct_begin(&struct_ident)?;
     o_prot.write_field_stop()?;
     o_prot.write_struct_end()
@@ -6958,15 +6958,15 @@ impl KVStoreGetServerIDResult {
     Ok(ret)
   }
   fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
-    let struct_ident = TStructIdentifier::new("KVStoreGetServerIDResult");
+    let struct_ident = TStructIdentifier::new("");
     o_prot.write_struct_begin(&struct_ident)?;
     if let Some(fld_var) = self.result_value {
-      o_prot.write_field_begin(&TFieldIdentifier::new("result_value", TType::I32, 0))?;
+      o_prot.write_field_begin(&TFieldIdentifier::new("", TType::I32, 0))?;
       o_prot.write_i32(fld_var)?;
       o_prot.write_field_end()?
     }
     if let Some(ref fld_var) = self.system_exception {
-      o_prot.write_field_begin(&TFieldIdentifier::new("systemException", TType::Struct, 1))?;
+      o_prot.write_field_begin(&TFieldIdentifier::new("", TType::Struct, 1))?;
       fld_var.write_to_out_protocol(o_prot)?;
       o_prot.write_field_end()?
     }
@@ -7004,7 +7004,7 @@ impl KVStoreGetInfoArgs {
     Ok(ret)
   }
   fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
-    let struct_ident = TStructIdentifier::new("getInfo_args");
+    let struct_ident = TStructIdentifier::new("");
     o_prot.write_struct_begin(&struct_ident)?;
     o_prot.write_field_stop()?;
     o_prot.write_struct_end()
@@ -7071,15 +7071,15 @@ impl KVStoreGetInfoResult {
     Ok(ret)
   }
   fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
-    let struct_ident = TStructIdentifier::new("KVStoreGetInfoResult");
+    let struct_ident = TStructIdentifier::new("");
     o_prot.write_struct_begin(&struct_ident)?;
     if let Some(ref fld_var) = self.result_value {
-      o_prot.write_field_begin(&TFieldIdentifier::new("result_value", TType::String, 0))?;
+      o_prot.write_field_begin(&TFieldIdentifier::new("", TType::String, 0))?;
       o_prot.write_string(fld_var)?;
       o_prot.write_field_end()?
     }
     if let Some(ref fld_var) = self.system_exception {
-      o_prot.write_field_begin(&TFieldIdentifier::new("systemException", TType::Struct, 1))?;
+      o_prot.write_field_begin(&TFieldIdentifier::new("", TType::Struct, 1))?;
       fld_var.write_to_out_protocol(o_prot)?;
       o_prot.write_field_end()?
     }
@@ -7822,9 +7822,9 @@ impl TetrachordPutArgs {
     Ok(ret)
   }
   fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
-    let struct_ident = TStructIdentifier::new("put_args");
+    let struct_ident = TStructIdentifier::new("");
     o_prot.write_struct_begin(&struct_ident)?;
-    o_prot.write_field_begin(&TFieldIdentifier::new("request", TType::Struct, 1))?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("", TType::Struct, 1))?;
     self.request.write_to_out_protocol(o_prot)?;
     o_prot.write_field_end()?;
     o_prot.write_field_stop()?;
@@ -7919,30 +7919,30 @@ impl TetrachordPutResult {
     Ok(ret)
   }
   fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
-    let struct_ident = TStructIdentifier::new("TetrachordPutResult");
+    let struct_ident = TStructIdentifier::new("");
     o_prot.write_struct_begin(&struct_ident)?;
     if let Some(ref fld_var) = self.result_value {
-      o_prot.write_field_begin(&TFieldIdentifier::new("result_value", TType::Struct, 0))?;
+      o_prot.write_field_begin(&TFieldIdentifier::new("", TType::Struct, 0))?;
       fld_var.write_to_out_protocol(o_prot)?;
       o_prot.write_field_end()?
     }
     if let Some(ref fld_var) = self.unavailable {
-      o_prot.write_field_begin(&TFieldIdentifier::new("unavailable", TType::Struct, 1))?;
+      o_prot.write_field_begin(&TFieldIdentifier::new("", TType::Struct, 1))?;
       fld_var.write_to_out_protocol(o_prot)?;
       o_prot.write_field_end()?
     }
     if let Some(ref fld_var) = self.timeout {
-      o_prot.write_field_begin(&TFieldIdentifier::new("timeout", TType::Struct, 2))?;
+      o_prot.write_field_begin(&TFieldIdentifier::new("", TType::Struct, 2))?;
       fld_var.write_to_out_protocol(o_prot)?;
       o_prot.write_field_end()?
     }
     if let Some(ref fld_var) = self.overloaded {
-      o_prot.write_field_begin(&TFieldIdentifier::new("overloaded", TType::Struct, 3))?;
+      o_prot.write_field_begin(&TFieldIdentifier::new("", TType::Struct, 3))?;
       fld_var.write_to_out_protocol(o_prot)?;
       o_prot.write_field_end()?
     }
     if let Some(ref fld_var) = self.invalid {
-      o_prot.write_field_begin(&TFieldIdentifier::new("invalid", TType::Struct, 4))?;
+      o_prot.write_field_begin(&TFieldIdentifier::new("", TType::Struct, 4))?;
       fld_var.write_to_out_protocol(o_prot)?;
       o_prot.write_field_end()?
     }
@@ -7989,9 +7989,9 @@ impl TetrachordGetArgs {
     Ok(ret)
   }
   fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
-    let struct_ident = TStructIdentifier::new("get_args");
+    let struct_ident = TStructIdentifier::new("");
     o_prot.write_struct_begin(&struct_ident)?;
-    o_prot.write_field_begin(&TFieldIdentifier::new("request", TType::Struct, 1))?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("", TType::Struct, 1))?;
     self.request.write_to_out_protocol(o_prot)?;
     o_prot.write_field_end()?;
     o_prot.write_field_stop()?;
@@ -8086,30 +8086,30 @@ impl TetrachordGetResult {
     Ok(ret)
   }
   fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
-    let struct_ident = TStructIdentifier::new("TetrachordGetResult");
+    let struct_ident = TStructIdentifier::new("");
     o_prot.write_struct_begin(&struct_ident)?;
     if let Some(ref fld_var) = self.result_value {
-      o_prot.write_field_begin(&TFieldIdentifier::new("result_value", TType::Struct, 0))?;
+      o_prot.write_field_begin(&TFieldIdentifier::new("", TType::Struct, 0))?;
       fld_var.write_to_out_protocol(o_prot)?;
       o_prot.write_field_end()?
     }
     if let Some(ref fld_var) = self.unavailable {
-      o_prot.write_field_begin(&TFieldIdentifier::new("unavailable", TType::Struct, 1))?;
+      o_prot.write_field_begin(&TFieldIdentifier::new("", TType::Struct, 1))?;
       fld_var.write_to_out_protocol(o_prot)?;
       o_prot.write_field_end()?
     }
     if let Some(ref fld_var) = self.timeout {
-      o_prot.write_field_begin(&TFieldIdentifier::new("timeout", TType::Struct, 2))?;
+      o_prot.write_field_begin(&TFieldIdentifier::new("", TType::Struct, 2))?;
       fld_var.write_to_out_protocol(o_prot)?;
       o_prot.write_field_end()?
     }
     if let Some(ref fld_var) = self.overloaded {
-      o_prot.write_field_begin(&TFieldIdentifier::new("overloaded", TType::Struct, 3))?;
+      o_prot.write_field_begin(&TFieldIdentifier::new("", TType::Struct, 3))?;
       fld_var.write_to_out_protocol(o_prot)?;
       o_prot.write_field_end()?
     }
     if let Some(ref fld_var) = self.invalid {
-      o_prot.write_field_begin(&TFieldIdentifier::new("invalid", TType::Struct, 4))?;
+      o_prot.write_field_begin(&TFieldIdentifier::new("", TType::Struct, 4))?;
       fld_var.write_to_out_protocol(o_prot)?;
       o_prot.write_field_end()?
     }
@@ -8156,9 +8156,9 @@ impl TetrachordRemoveArgs {
     Ok(ret)
   }
   fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
-    let struct_ident = TStructIdentifier::new("remove_args");
+    let struct_ident = TStructIdentifier::new("");
     o_prot.write_struct_begin(&struct_ident)?;
-    o_prot.write_field_begin(&TFieldIdentifier::new("request", TType::Struct, 1))?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("", TType::Struct, 1))?;
     self.request.write_to_out_protocol(o_prot)?;
     o_prot.write_field_end()?;
     o_prot.write_field_stop()?;
@@ -8253,30 +8253,30 @@ impl TetrachordRemoveResult {
     Ok(ret)
   }
   fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
-    let struct_ident = TStructIdentifier::new("TetrachordRemoveResult");
+    let struct_ident = TStructIdentifier::new("");
     o_prot.write_struct_begin(&struct_ident)?;
     if let Some(ref fld_var) = self.result_value {
-      o_prot.write_field_begin(&TFieldIdentifier::new("result_value", TType::Struct, 0))?;
+      o_prot.write_field_begin(&TFieldIdentifier::new("", TType::Struct, 0))?;
       fld_var.write_to_out_protocol(o_prot)?;
       o_prot.write_field_end()?
     }
     if let Some(ref fld_var) = self.unavailable {
-      o_prot.write_field_begin(&TFieldIdentifier::new("unavailable", TType::Struct, 1))?;
+      o_prot.write_field_begin(&TFieldIdentifier::new("", TType::Struct, 1))?;
       fld_var.write_to_out_protocol(o_prot)?;
       o_prot.write_field_end()?
     }
     if let Some(ref fld_var) = self.timeout {
-      o_prot.write_field_begin(&TFieldIdentifier::new("timeout", TType::Struct, 2))?;
+      o_prot.write_field_begin(&TFieldIdentifier::new("", TType::Struct, 2))?;
       fld_var.write_to_out_protocol(o_prot)?;
       o_prot.write_field_end()?
     }
     if let Some(ref fld_var) = self.overloaded {
-      o_prot.write_field_begin(&TFieldIdentifier::new("overloaded", TType::Struct, 3))?;
+      o_prot.write_field_begin(&TFieldIdentifier::new("", TType::Struct, 3))?;
       fld_var.write_to_out_protocol(o_prot)?;
       o_prot.write_field_end()?
     }
     if let Some(ref fld_var) = self.invalid {
-      o_prot.write_field_begin(&TFieldIdentifier::new("invalid", TType::Struct, 4))?;
+      o_prot.write_field_begin(&TFieldIdentifier::new("", TType::Struct, 4))?;
       fld_var.write_to_out_protocol(o_prot)?;
       o_prot.write_field_end()?
     }
@@ -8323,9 +8323,9 @@ impl TetrachordBatchArgs {
     Ok(ret)
   }
   fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
-    let struct_ident = TStructIdentifier::new("batch_args");
+    let struct_ident = TStructIdentifier::new("");
     o_prot.write_struct_begin(&struct_ident)?;
-    o_prot.write_field_begin(&TFieldIdentifier::new("request", TType::Struct, 1))?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("", TType::Struct, 1))?;
     self.request.write_to_out_protocol(o_prot)?;
     o_prot.write_field_end()?;
     o_prot.write_field_stop()?;
@@ -8420,30 +8420,30 @@ impl TetrachordBatchResult {
     Ok(ret)
   }
   fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
-    let struct_ident = TStructIdentifier::new("TetrachordBatchResult");
+    let struct_ident = TStructIdentifier::new("");
     o_prot.write_struct_begin(&struct_ident)?;
     if let Some(ref fld_var) = self.result_value {
-      o_prot.write_field_begin(&TFieldIdentifier::new("result_value", TType::Struct, 0))?;
+      o_prot.write_field_begin(&TFieldIdentifier::new("", TType::Struct, 0))?;
       fld_var.write_to_out_protocol(o_prot)?;
       o_prot.write_field_end()?
     }
     if let Some(ref fld_var) = self.unavailable {
-      o_prot.write_field_begin(&TFieldIdentifier::new("unavailable", TType::Struct, 1))?;
+      o_prot.write_field_begin(&TFieldIdentifier::new("", TType::Struct, 1))?;
       fld_var.write_to_out_protocol(o_prot)?;
       o_prot.write_field_end()?
     }
     if let Some(ref fld_var) = self.timeout {
-      o_prot.write_field_begin(&TFieldIdentifier::new("timeout", TType::Struct, 2))?;
+      o_prot.write_field_begin(&TFieldIdentifier::new("", TType::Struct, 2))?;
       fld_var.write_to_out_protocol(o_prot)?;
       o_prot.write_field_end()?
     }
     if let Some(ref fld_var) = self.overloaded {
-      o_prot.write_field_begin(&TFieldIdentifier::new("overloaded", TType::Struct, 3))?;
+      o_prot.write_field_begin(&TFieldIdentifier::new("", TType::Struct, 3))?;
       fld_var.write_to_out_protocol(o_prot)?;
       o_prot.write_field_end()?
     }
     if let Some(ref fld_var) = self.invalid {
-      o_prot.write_field_begin(&TFieldIdentifier::new("invalid", TType::Struct, 4))?;
+      o_prot.write_field_begin(&TFieldIdentifier::new("", TType::Struct, 4))?;
       fld_var.write_to_out_protocol(o_prot)?;
       o_prot.write_field_end()?
     }
@@ -8481,7 +8481,7 @@ impl TetrachordDescribeArgs {
     Ok(ret)
   }
   fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
-    let struct_ident = TStructIdentifier::new("describe_args");
+    let struct_ident = TStructIdentifier::new("");
     o_prot.write_struct_begin(&struct_ident)?;
     o_prot.write_field_stop()?;
     o_prot.write_struct_end()
@@ -8539,10 +8539,10 @@ impl TetrachordDescribeResult {
     Ok(ret)
   }
   fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
-    let struct_ident = TStructIdentifier::new("TetrachordDescribeResult");
+    let struct_ident = TStructIdentifier::new("");
     o_prot.write_struct_begin(&struct_ident)?;
     if let Some(ref fld_var) = self.result_value {
-      o_prot.write_field_begin(&TFieldIdentifier::new("result_value", TType::Struct, 0))?;
+      o_prot.write_field_begin(&TFieldIdentifier::new("", TType::Struct, 0))?;
       fld_var.write_to_out_protocol(o_prot)?;
       o_prot.write_field_end()?
     }
@@ -8580,7 +8580,7 @@ impl TetrachordStatsArgs {
     Ok(ret)
   }
   fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
-    let struct_ident = TStructIdentifier::new("stats_args");
+    let struct_ident = TStructIdentifier::new("");
     o_prot.write_struct_begin(&struct_ident)?;
     o_prot.write_field_stop()?;
     o_prot.write_struct_end()
@@ -8638,10 +8638,10 @@ impl TetrachordStatsResult {
     Ok(ret)
   }
   fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
-    let struct_ident = TStructIdentifier::new("TetrachordStatsResult");
+    let struct_ident = TStructIdentifier::new("");
     o_prot.write_struct_begin(&struct_ident)?;
     if let Some(ref fld_var) = self.result_value {
-      o_prot.write_field_begin(&TFieldIdentifier::new("result_value", TType::Struct, 0))?;
+      o_prot.write_field_begin(&TFieldIdentifier::new("", TType::Struct, 0))?;
       fld_var.write_to_out_protocol(o_prot)?;
       o_prot.write_field_end()?
     }
@@ -8954,9 +8954,9 @@ impl InspectInspectDigestArgs {
     Ok(ret)
   }
   fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
-    let struct_ident = TStructIdentifier::new("inspectDigest_args");
+    let struct_ident = TStructIdentifier::new("");
     o_prot.write_struct_begin(&struct_ident)?;
-    o_prot.write_field_begin(&TFieldIdentifier::new("request", TType::Struct, 1))?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("", TType::Struct, 1))?;
     self.request.write_to_out_protocol(o_prot)?;
     o_prot.write_field_end()?;
     o_prot.write_field_stop()?;
@@ -9024,15 +9024,15 @@ impl InspectInspectDigestResult {
     Ok(ret)
   }
   fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
-    let struct_ident = TStructIdentifier::new("InspectInspectDigestResult");
+    let struct_ident = TStructIdentifier::new("");
     o_prot.write_struct_begin(&struct_ident)?;
     if let Some(ref fld_var) = self.result_value {
-      o_prot.write_field_begin(&TFieldIdentifier::new("result_value", TType::Struct, 0))?;
+      o_prot.write_field_begin(&TFieldIdentifier::new("", TType::Struct, 0))?;
       fld_var.write_to_out_protocol(o_prot)?;
       o_prot.write_field_end()?
     }
     if let Some(ref fld_var) = self.invalid {
-      o_prot.write_field_begin(&TFieldIdentifier::new("invalid", TType::Struct, 1))?;
+      o_prot.write_field_begin(&TFieldIdentifier::new("", TType::Struct, 1))?;
       fld_var.write_to_out_protocol(o_prot)?;
       o_prot.write_field_end()?
     }
@@ -9079,9 +9079,9 @@ impl InspectInspectPageArgs {
     Ok(ret)
   }
   fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
-    let struct_ident = TStructIdentifier::new("inspectPage_args");
+    let struct_ident = TStructIdentifier::new("");
     o_prot.write_struct_begin(&struct_ident)?;
-    o_prot.write_field_begin(&TFieldIdentifier::new("request", TType::Struct, 1))?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("", TType::Struct, 1))?;
     self.request.write_to_out_protocol(o_prot)?;
     o_prot.write_field_end()?;
     o_prot.write_field_stop()?;
@@ -9149,15 +9149,15 @@ impl InspectInspectPageResult {
     Ok(ret)
   }
   fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
-    let struct_ident = TStructIdentifier::new("InspectInspectPageResult");
+    let struct_ident = TStructIdentifier::new("");
     o_prot.write_struct_begin(&struct_ident)?;
     if let Some(ref fld_var) = self.result_value {
-      o_prot.write_field_begin(&TFieldIdentifier::new("result_value", TType::Struct, 0))?;
+      o_prot.write_field_begin(&TFieldIdentifier::new("", TType::Struct, 0))?;
       fld_var.write_to_out_protocol(o_prot)?;
       o_prot.write_field_end()?
     }
     if let Some(ref fld_var) = self.invalid {
-      o_prot.write_field_begin(&TFieldIdentifier::new("invalid", TType::Struct, 1))?;
+      o_prot.write_field_begin(&TFieldIdentifier::new("", TType::Struct, 1))?;
       fld_var.write_to_out_protocol(o_prot)?;
       o_prot.write_field_end()?
     }
@@ -9640,9 +9640,9 @@ impl PeerPeerHelloArgs {
     Ok(ret)
   }
   fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
-    let struct_ident = TStructIdentifier::new("peerHello_args");
+    let struct_ident = TStructIdentifier::new("");
     o_prot.write_struct_begin(&struct_ident)?;
-    o_prot.write_field_begin(&TFieldIdentifier::new("request", TType::Struct, 1))?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("", TType::Struct, 1))?;
     self.request.write_to_out_protocol(o_prot)?;
     o_prot.write_field_end()?;
     o_prot.write_field_stop()?;
@@ -9701,10 +9701,10 @@ impl PeerPeerHelloResult {
     Ok(ret)
   }
   fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
-    let struct_ident = TStructIdentifier::new("PeerPeerHelloResult");
+    let struct_ident = TStructIdentifier::new("");
     o_prot.write_struct_begin(&struct_ident)?;
     if let Some(ref fld_var) = self.result_value {
-      o_prot.write_field_begin(&TFieldIdentifier::new("result_value", TType::Struct, 0))?;
+      o_prot.write_field_begin(&TFieldIdentifier::new("", TType::Struct, 0))?;
       fld_var.write_to_out_protocol(o_prot)?;
       o_prot.write_field_end()?
     }
@@ -9751,9 +9751,9 @@ impl PeerPeerPingArgs {
     Ok(ret)
   }
   fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
-    let struct_ident = TStructIdentifier::new("peerPing_args");
+    let struct_ident = TStructIdentifier::new("");
     o_prot.write_struct_begin(&struct_ident)?;
-    o_prot.write_field_begin(&TFieldIdentifier::new("request", TType::Struct, 1))?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("", TType::Struct, 1))?;
     self.request.write_to_out_protocol(o_prot)?;
     o_prot.write_field_end()?;
     o_prot.write_field_stop()?;
@@ -9812,10 +9812,10 @@ impl PeerPeerPingResult {
     Ok(ret)
   }
   fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
-    let struct_ident = TStructIdentifier::new("PeerPeerPingResult");
+    let struct_ident = TStructIdentifier::new("");
     o_prot.write_struct_begin(&struct_ident)?;
     if let Some(ref fld_var) = self.result_value {
-      o_prot.write_field_begin(&TFieldIdentifier::new("result_value", TType::Struct, 0))?;
+      o_prot.write_field_begin(&TFieldIdentifier::new("", TType::Struct, 0))?;
       fld_var.write_to_out_protocol(o_prot)?;
       o_prot.write_field_end()?
     }
@@ -9862,9 +9862,9 @@ impl PeerPeerApplyArgs {
     Ok(ret)
   }
   fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
-    let struct_ident = TStructIdentifier::new("peerApply_args");
+    let struct_ident = TStructIdentifier::new("");
     o_prot.write_struct_begin(&struct_ident)?;
-    o_prot.write_field_begin(&TFieldIdentifier::new("request", TType::Struct, 1))?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("", TType::Struct, 1))?;
     self.request.write_to_out_protocol(o_prot)?;
     o_prot.write_field_end()?;
     o_prot.write_field_stop()?;
@@ -9923,10 +9923,10 @@ impl PeerPeerApplyResult {
     Ok(ret)
   }
   fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
-    let struct_ident = TStructIdentifier::new("PeerPeerApplyResult");
+    let struct_ident = TStructIdentifier::new("");
     o_prot.write_struct_begin(&struct_ident)?;
     if let Some(ref fld_var) = self.result_value {
-      o_prot.write_field_begin(&TFieldIdentifier::new("result_value", TType::Struct, 0))?;
+      o_prot.write_field_begin(&TFieldIdentifier::new("", TType::Struct, 0))?;
       fld_var.write_to_out_protocol(o_prot)?;
       o_prot.write_field_end()?
     }
@@ -9973,9 +9973,9 @@ impl PeerPeerReadArgs {
     Ok(ret)
   }
   fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
-    let struct_ident = TStructIdentifier::new("peerRead_args");
+    let struct_ident = TStructIdentifier::new("");
     o_prot.write_struct_begin(&struct_ident)?;
-    o_prot.write_field_begin(&TFieldIdentifier::new("request", TType::Struct, 1))?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("", TType::Struct, 1))?;
     self.request.write_to_out_protocol(o_prot)?;
     o_prot.write_field_end()?;
     o_prot.write_field_stop()?;
@@ -10034,10 +10034,10 @@ impl PeerPeerReadResult {
     Ok(ret)
   }
   fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
-    let struct_ident = TStructIdentifier::new("PeerPeerReadResult");
+    let struct_ident = TStructIdentifier::new("");
     o_prot.write_struct_begin(&struct_ident)?;
     if let Some(ref fld_var) = self.result_value {
-      o_prot.write_field_begin(&TFieldIdentifier::new("result_value", TType::Struct, 0))?;
+      o_prot.write_field_begin(&TFieldIdentifier::new("", TType::Struct, 0))?;
       fld_var.write_to_out_protocol(o_prot)?;
       o_prot.write_field_end()?
     }
@@ -10084,9 +10084,9 @@ impl PeerPeerReconcileArgs {
     Ok(ret)
   }
   fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
-    let struct_ident = TStructIdentifier::new("peerReconcile_args");
+    let struct_ident = TStructIdentifier::new("");
     o_prot.write_struct_begin(&struct_ident)?;
-    o_prot.write_field_begin(&TFieldIdentifier::new("request", TType::Struct, 1))?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("", TType::Struct, 1))?;
     self.request.write_to_out_protocol(o_prot)?;
     o_prot.write_field_end()?;
     o_prot.write_field_stop()?;
@@ -10145,10 +10145,10 @@ impl PeerPeerReconcileResult {
     Ok(ret)
   }
   fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
-    let struct_ident = TStructIdentifier::new("PeerPeerReconcileResult");
+    let struct_ident = TStructIdentifier::new("");
     o_prot.write_struct_begin(&struct_ident)?;
     if let Some(ref fld_var) = self.result_value {
-      o_prot.write_field_begin(&TFieldIdentifier::new("result_value", TType::Struct, 0))?;
+      o_prot.write_field_begin(&TFieldIdentifier::new("", TType::Struct, 0))?;
       fld_var.write_to_out_protocol(o_prot)?;
       o_prot.write_field_end()?
     }

@@ -28,6 +28,9 @@ pub enum Protocol {
 /// message alone would not bound what reading it takes.
 pub const CONTAINER_ITEMS_MAX: usize = 100_000;
 
+/// The name of what is written: neither protocol carries names of fields and structs, and the crate would allocate each.
+pub const UNNAMED: &str = "";
+
 /// Nested structs and containers of a reply that a client reads.
 const DEPTH_MAX: usize = 64;
 
@@ -54,9 +57,9 @@ pub enum ReplyError {
 pub fn write_call<M: Method>(protocol: Protocol, sequence: i32, request: &M::Request, out: &mut Vec<u8>) {
     with_output(protocol, out, |output| {
         output.write_message_begin(&TMessageIdentifier::new(M::NAME, TMessageType::Call, sequence))?;
-        output.write_struct_begin(&TStructIdentifier::new("args"))?;
+        output.write_struct_begin(&TStructIdentifier::new(UNNAMED))?;
         if M::Request::KIND != TType::Void {
-            output.write_field_begin(&TFieldIdentifier::new(M::ARGUMENT, M::Request::KIND, 1))?;
+            output.write_field_begin(&TFieldIdentifier::new(UNNAMED, M::Request::KIND, 1))?;
             request.write(output)?;
             output.write_field_end()?;
         }
@@ -153,9 +156,20 @@ pub fn read_reply<M: Method>(
     .map_err(malformed)?
 }
 
-/// The sequence number of a whole reply, for whoever has many calls under way.
+/// The sequence number of a whole reply, for whoever has many calls under way. Reading the reply says whether the rest of
+/// it makes sense.
 pub fn reply_sequence(protocol: Protocol, message: &[u8]) -> thrift::Result<i32> {
-    read_message(protocol, message, DEPTH_MAX, |header, _| header.sequence_number)
+    match protocol {
+        // Without the copy of the method's name that reading the header makes.
+        Protocol::Binary => binary_sequence(message).ok_or_else(|| invalid("it has no header".to_owned())),
+        Protocol::Compact => read_message(protocol, message, DEPTH_MAX, |header, _| header.sequence_number),
+    }
+}
+
+/// Version and kind of message (4 bytes), length of the method's name (4), the name, sequence number (4).
+fn binary_sequence(message: &[u8]) -> Option<i32> {
+    let number = |at: usize| message.get(at..)?.first_chunk().copied().map(i32::from_be_bytes);
+    number(usize::try_from(number(4)?).ok()?.checked_add(8)?)
 }
 
 /// Reads the arguments struct of `M`. A missing argument is an error; fields missing inside it are `None`.
@@ -180,11 +194,11 @@ pub(super) fn write_result<M: Method>(
     result: Result<&M::Response, &M::Thrown>,
     output: &mut dyn TOutputProtocol,
 ) -> thrift::Result<()> {
-    output.write_struct_begin(&TStructIdentifier::new("result"))?;
+    output.write_struct_begin(&TStructIdentifier::new(UNNAMED))?;
     match result {
         Ok(_) if M::Response::KIND == TType::Void => {}
         Ok(response) => {
-            output.write_field_begin(&TFieldIdentifier::new("success", M::Response::KIND, 0))?;
+            output.write_field_begin(&TFieldIdentifier::new(UNNAMED, M::Response::KIND, 0))?;
             response.write(output)?;
             output.write_field_end()?;
         }

@@ -7,6 +7,7 @@
 use thrift::protocol::{TFieldIdentifier, TInputProtocol, TOutputProtocol, TSerializable, TType};
 
 use super::chord::*;
+use super::codec::UNNAMED;
 
 /// One method. Implemented by a unit struct for each.
 pub trait Method {
@@ -63,7 +64,7 @@ pub enum Nothing {}
 
 impl Thrown for SystemException {
     fn field(&self) -> TFieldIdentifier {
-        TFieldIdentifier::new("systemException", TType::Struct, 1)
+        TFieldIdentifier::new(UNNAMED, TType::Struct, 1)
     }
     fn write(&self, output: &mut dyn TOutputProtocol) -> thrift::Result<()> {
         self.write_to_out_protocol(output)
@@ -78,7 +79,7 @@ impl Thrown for SystemException {
 
 impl Thrown for InvalidRequest {
     fn field(&self) -> TFieldIdentifier {
-        TFieldIdentifier::new("invalid", TType::Struct, 1)
+        TFieldIdentifier::new(UNNAMED, TType::Struct, 1)
     }
     fn write(&self, output: &mut dyn TOutputProtocol) -> thrift::Result<()> {
         self.write_to_out_protocol(output)
@@ -93,13 +94,13 @@ impl Thrown for InvalidRequest {
 
 impl Thrown for Refusal {
     fn field(&self) -> TFieldIdentifier {
-        let (name, id) = match self {
-            Refusal::Unavailable(_) => ("unavailable", 1),
-            Refusal::Timeout(_) => ("timeout", 2),
-            Refusal::Overloaded(_) => ("overloaded", 3),
-            Refusal::InvalidRequest(_) => ("invalid", 4),
+        let id = match self {
+            Refusal::Unavailable(_) => 1,
+            Refusal::Timeout(_) => 2,
+            Refusal::Overloaded(_) => 3,
+            Refusal::InvalidRequest(_) => 4,
         };
-        TFieldIdentifier::new(name, TType::Struct, id)
+        TFieldIdentifier::new(UNNAMED, TType::Struct, id)
     }
     fn write(&self, output: &mut dyn TOutputProtocol) -> thrift::Result<()> {
         match self {

@@ -10,6 +10,9 @@ use thrift::protocol::{
 };
 use thrift::{Error, ProtocolError, ProtocolErrorKind, Result};
 
+/// Nested structs, fields and containers of every common message: room for them is made once.
+const DEPTH: usize = 8;
+
 /// A protocol that checks wire types.
 pub struct Strict<P> {
     inner: P,
@@ -35,7 +38,7 @@ enum Announced {
 impl<P> Strict<P> {
     /// Wraps `inner`, whose next value is a struct.
     pub fn new(inner: P) -> Strict<P> {
-        Strict { inner, field: 0, announced: Vec::new() }
+        Strict { inner, field: 0, announced: Vec::with_capacity(DEPTH) }
     }
 
     fn expect(&mut self, wanted: TType) -> Result<()> {
