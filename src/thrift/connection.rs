@@ -17,6 +17,7 @@
 //! Not here: accepting connections (`server`), what a call means (`service`).
 
 use std::cell::Cell;
+use std::collections::VecDeque;
 use std::future::{Future, poll_fn};
 use std::net::SocketAddr;
 use std::pin::{Pin, pin};
@@ -26,7 +27,7 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::{Buf, BytesMut};
-use futures_util::stream::{FuturesOrdered, FuturesUnordered, Stream, StreamExt};
+use futures_util::stream::{FuturesUnordered, StreamExt};
 use thrift::ApplicationErrorKind;
 use thrift::protocol::{TMessageIdentifier, TMessageType};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
@@ -54,8 +55,11 @@ pub enum Answering {
     /// Known at once; the cheapest.
     Now(Reply),
     /// Known later.
-    Later(Pin<Box<dyn Future<Output = (Reply, Held)> + Send>>),
+    Later(ReplyFuture),
 }
+
+/// Becomes an answer.
+pub type ReplyFuture = Pin<Box<dyn Future<Output = (Reply, Held)> + Send>>;
 
 /// What the service holds on to until the answer is bytes: its share of a bound on answers in memory, say.
 pub type Held = Option<Box<dyn Send>>;
@@ -575,7 +579,7 @@ impl<S: Service> Connection<S> {
         match call {
             Ok(Some(call)) => match self.service.call(&self.session, call) {
                 Answering::Now(reply) => self.answer(asked, Outcome::Reply(reply, None)),
-                Answering::Later(future) => self.wait_for(Pending::Later(asked, future)),
+                Answering::Later(future) => self.waiting.run(asked, future, !self.session.is_out_of_order()),
             },
             Ok(None) => self.answer(asked, unknown_method(header.name)),
             Err((_, Some(reply))) => {
@@ -629,17 +633,10 @@ fn unreadable(name: String, error: &thrift::Error) -> Outcome {
 impl<S: Service> Connection<S> {
     /// Sends an answer that is known, or lines it up behind those of earlier calls.
     fn answer(&mut self, asked: Asked, outcome: Outcome) {
-        if self.waiting.in_order.is_empty() || self.session.is_out_of_order() {
+        if self.waiting.line.is_empty() || self.session.is_out_of_order() {
             self.output.write(asked, outcome);
         } else {
-            self.wait_for(Pending::Now(Some((asked, outcome))));
-        }
-    }
-
-    fn wait_for(&mut self, pending: Pending) {
-        match self.session.is_out_of_order() {
-            true => self.waiting.any_order.push(pending),
-            false => self.waiting.in_order.push_back(pending),
+            self.waiting.line_up(asked, outcome);
         }
     }
 
@@ -674,52 +671,74 @@ impl<S: Service> Connection<S> {
 /// Calls under way, each with where its answer has to go.
 #[derive(Default)]
 struct Waiting {
-    in_order: FuturesOrdered<Pending>,
-    any_order: FuturesUnordered<Pending>,
+    running: FuturesUnordered<Running>,
+    /// Answers that leave in the order of their calls, the next first. `None`: that call is running.
+    line: VecDeque<Option<(Asked, Outcome)>>,
+    /// How many have left the line.
+    left: u64,
+    /// Running calls that have no place in the line.
+    unordered: usize,
 }
 
 impl Waiting {
     fn len(&self) -> usize {
-        self.in_order.len() + self.any_order.len()
+        self.line.len() + self.unordered
     }
 
     fn is_empty(&self) -> bool {
-        self.in_order.is_empty() && self.any_order.is_empty()
+        self.len() == 0
+    }
+
+    /// Lines up an answer behind those of earlier calls.
+    fn line_up(&mut self, asked: Asked, outcome: Outcome) {
+        self.line.push_back(Some((asked, outcome)));
+    }
+
+    /// Runs a call; its answer leaves in the order of the calls, or as it comes.
+    fn run(&mut self, asked: Asked, future: ReplyFuture, in_order: bool) {
+        let place = in_order.then(|| self.left + self.line.len() as u64);
+        match in_order {
+            true => self.line.push_back(None),
+            false => self.unordered += 1,
+        }
+        self.running.push(Running { asked, place, future });
     }
 
     /// The next answer that may leave; `None` if no call is under way.
     fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<(Asked, Outcome)>> {
-        let in_order = next_of(&mut self.in_order, cx);
-        if let Poll::Ready(Some(_)) = in_order {
-            return in_order;
+        loop {
+            if let Some(Some(_)) = self.line.front() {
+                self.left += 1;
+                return Poll::Ready(self.line.pop_front().flatten());
+            }
+            let Some((place, asked, outcome)) = ready!(self.running.poll_next_unpin(cx)) else {
+                return Poll::Ready(None);
+            };
+            match place {
+                Some(place) => self.line[(place - self.left) as usize] = Some((asked, outcome)),
+                None => {
+                    self.unordered -= 1;
+                    return Poll::Ready(Some((asked, outcome)));
+                }
+            }
         }
-        let any_order = next_of(&mut self.any_order, cx);
-        if let Poll::Ready(None) = any_order { in_order } else { any_order }
     }
 }
 
-fn next_of<T>(stream: &mut (impl Stream<Item = T> + Unpin), cx: &mut Context<'_>) -> Poll<Option<T>> {
-    stream.poll_next_unpin(cx)
+/// One call that the service is answering.
+struct Running {
+    asked: Asked,
+    /// Its place in the line, counted from the first that ever was in it; `None`: its answer leaves as it comes.
+    place: Option<u64>,
+    future: ReplyFuture,
 }
 
-/// One call under way.
-enum Pending {
-    /// Answered, but not the next in order. `None` once it was fetched.
-    Now(Option<(Asked, Outcome)>),
-    Later(Asked, Pin<Box<dyn Future<Output = (Reply, Held)> + Send>>),
-}
+impl Future for Running {
+    type Output = (Option<u64>, Asked, Outcome);
 
-impl Future for Pending {
-    type Output = (Asked, Outcome);
-
-    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<(Asked, Outcome)> {
-        match self.get_mut() {
-            Pending::Now(answer) => Poll::Ready(answer.take().expect("a future is not polled after its end")),
-            Pending::Later(asked, future) => {
-                let (reply, held) = ready!(future.as_mut().poll(cx));
-                Poll::Ready((*asked, Outcome::Reply(reply, held)))
-            }
-        }
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let (reply, held) = ready!(self.future.as_mut().poll(cx));
+        Poll::Ready((self.place, self.asked, Outcome::Reply(reply, held)))
     }
 }
 
