@@ -86,6 +86,15 @@ impl<V: AsRef<[u8]>> Cell<V> {
         }
     }
 
+    /// [`Cell::live_value`] without a copy.
+    pub fn into_live_value(self, now_s: i64) -> Option<V> {
+        self.live_value(now_s)?;
+        match self.content {
+            Content::Value(value) | Content::Expiring { value, .. } => Some(value),
+            Content::Tombstone => None,
+        }
+    }
+
     /// Seconds since 1970 from which on the value is not seen; `None` for a plain value and a tombstone.
     pub fn expires_at_s(&self) -> Option<i64> {
         match self.content {

@@ -353,7 +353,7 @@ impl Coordinator {
                     trace.note(|| "the deadline has passed");
                     return Verdict::Pending;
                 }
-                () = tokio::time::sleep(REDIAL_PAUSE), if !again.is_empty() => {
+                () = async { tokio::time::sleep(REDIAL_PAUSE).await }, if !again.is_empty() => {
                     for node in again.drain(..) {
                         if self.members.is_alive(node) {
                             self.replicas.apply(&round.outgoing, answers.expect(node));
@@ -446,16 +446,34 @@ impl Coordinator {
         level: Level,
         trace: &mut Trace,
     ) -> Result<Found, Refused> {
-        let start = Instant::now();
-        let outcome = match self.read_here_if_enough(&slice, level, trace) {
+        match self.read_at_once(&slice, level, trace) {
             Some(found) => Ok(found),
-            None => {
-                let outcome = self.try_read(slice, level, start, trace).await;
-                self.recent_reads.record_time(start.elapsed());
-                outcome
-            }
-        };
+            None => self.read_by_asking(slice, level, trace).await,
+        }
+    }
+
+    /// The short way: one answer suffices and this server can give it, without a timer or a task. The service tries
+    /// it first, so that such a read is answered where its bytes arrived. `None`: others have to be asked.
+    pub fn read_at_once(&self, slice: &Slice, level: Level, trace: &mut Trace) -> Option<Found> {
+        let start = Instant::now();
+        let found = self.read_here_if_enough(slice, level, trace)?;
         self.stats.read.record_time(start.elapsed());
+        self.stats.reads_ok.count();
+        Some(found)
+    }
+
+    /// As [`Coordinator::read`], of which [`Coordinator::read_at_once`] was tried.
+    pub async fn read_by_asking(
+        self: &Arc<Self>,
+        slice: Slice,
+        level: Level,
+        trace: &mut Trace,
+    ) -> Result<Found, Refused> {
+        let start = Instant::now();
+        let outcome = self.try_read(slice, level, start, trace).await;
+        let took = start.elapsed();
+        self.recent_reads.record_time(took);
+        self.stats.read.record_time(took);
         match &outcome {
             Ok(_) => self.stats.reads_ok.count(),
             Err(Refused::Unavailable { .. }) => self.stats.reads_unavailable.count(),
@@ -467,8 +485,6 @@ impl Coordinator {
         outcome
     }
 
-    /// The short way: one answer suffices and this server can give it, without a timer or a task. The service tries
-    /// it first, so that such a read is answered where its bytes arrived.
     fn read_here_if_enough(&self, slice: &Slice, level: Level, trace: &mut Trace) -> Option<Found> {
         let replicas = self.ring.replicas(&slice.partition);
         if level.needed(replicas.len()) != 1

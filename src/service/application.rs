@@ -11,6 +11,7 @@ use crate::coordinator::{Found, Level, Refused, Stamping, Trace};
 use crate::key::KV_TABLE;
 use crate::mutation::Mutation;
 use crate::reconcile::RangeView;
+use crate::slice::Slice;
 use crate::thrift::chord::{self, *};
 use crate::thrift::connection::{Answering, Held};
 use crate::thrift::method::{Refusal, Reply};
@@ -85,48 +86,58 @@ impl Service {
 
     /// A get that this server can answer from its own store is answered at once, where its bytes arrived.
     pub(super) fn get(self: &Arc<Self>, request: GetRequest) -> Answering {
-        let read = match self.check_get(request) {
-            Ok(read) => read,
+        let mut get = match self.check_get(request) {
+            Ok(get) => get,
             Err(refusal) => return Answering::Now(Reply::Get(Err(refusal))),
         };
-        let service = self.clone();
-        let mut read = Box::pin(async move {
-            let (outcome, held) = service.read(read).await;
-            (Reply::Get(outcome), held)
-        });
-        // One poll without a waker's help: a read that needs nobody else is ready at once.
-        match futures_util::FutureExt::now_or_never(read.as_mut()) {
-            Some((reply, None)) => Answering::Now(reply),
-            Some(large) => Answering::Later(Box::pin(std::future::ready(large))),
-            None => Answering::Later(read),
+        if let Some(found) = self.coordinator.read_at_once(&get.slice, get.level, &mut get.trace) {
+            return match self.get_result(found, get.trace) {
+                (result, None) => Answering::Now(Reply::Get(Ok(result))),
+                (result, held) => {
+                    Answering::Later(Box::pin(std::future::ready((Reply::Get(Ok(result)), held))))
+                }
+            };
         }
+        let service = self.clone();
+        Answering::Later(Box::pin(async move {
+            let CheckedGet { slice, level, mut trace } = get;
+            let read = service.coordinator.read_by_asking(slice, level, &mut trace).await;
+            let (outcome, held) = service.got(read, trace);
+            (Reply::Get(outcome), held)
+        }))
     }
 
     fn check_get(&self, request: GetRequest) -> Result<CheckedGet, Refusal> {
         let key = self.check_key(request.key).map_err(|wrong| self.invalid(wrong))?;
         let level =
             check_read_level(self.check_level(request.level)?).map_err(|wrong| self.invalid(wrong))?;
-        Ok(CheckedGet { key, level, trace: Trace::new(request.trace == Some(true)) })
+        Ok(CheckedGet { slice: kv_slice(key), level, trace: Trace::new(request.trace == Some(true)) })
     }
 
-    async fn read(&self, mut get: CheckedGet) -> (Result<GetResult, Refusal>, Held) {
-        match self.coordinator.read(kv_slice(get.key), get.level, &mut get.trace).await {
-            Ok(mut found) => {
-                let held = hold(&mut found);
-                (Ok(self.get_result(found, get.trace)), held)
+    fn got(&self, read: Result<Found, Refused>, trace: Trace) -> (Result<GetResult, Refusal>, Held) {
+        match read {
+            Ok(found) => {
+                let (result, held) = self.get_result(found, trace);
+                (Ok(result), held)
             }
             Err(refused) => (Err(refusal(refused)), None),
         }
     }
 
-    fn get_result(&self, found: Found, trace: Trace) -> GetResult {
-        let cell = found.cells.into_iter().next().map(|(_, cell)| cell);
+    fn get_result(&self, mut found: Found, trace: Trace) -> (GetResult, Held) {
+        let held = hold(&mut found);
         let now_s = self.clock.wall_s();
-        let live = cell.as_ref().and_then(|cell| Some((cell, cell.live_value(now_s)?)));
-        let Some((cell, value)) = live else {
-            return GetResult::new(None, None, None, trace.into_steps());
+        let live = found.cells.into_iter().next().and_then(|(_, cell)| {
+            let (stamp, expires_at_s) = (cell.stamp, cell.expires_at_s());
+            Some((cell.into_live_value(now_s)?, stamp, expires_at_s))
+        });
+        let result = match live {
+            Some((value, stamp, expires_at_s)) => {
+                GetResult::new(Vec::from(value), stamp.0, expires_at_s, trace.into_steps())
+            }
+            None => GetResult::new(None, None, None, trace.into_steps()),
         };
-        GetResult::new(value.to_vec(), cell.stamp.0, cell.expires_at_s(), trace.into_steps())
+        (result, held)
     }
 
     /// Carries out the operations, many at a time, and answers them in order. What a request brings is bounded by the
@@ -185,8 +196,9 @@ impl Service {
         let refused = match (operation.put, operation.get, operation.remove) {
             (Some(put), None, None) => self.put(put).await.map(|written| outcome.written = Some(written)),
             (None, Some(get), None) => match self.check_get(get) {
-                Ok(get) => {
-                    let (got, large) = self.read(get).await;
+                Ok(CheckedGet { slice, level, mut trace }) => {
+                    let read = self.coordinator.read(slice, level, &mut trace).await;
+                    let (got, large) = self.got(read, trace);
                     held = large;
                     got.map(|got| outcome.got = Some(got))
                 }
@@ -268,7 +280,7 @@ impl Service {
 }
 
 struct CheckedGet {
-    key: bytes::Bytes,
+    slice: Slice,
     level: Level,
     trace: Trace,
 }
