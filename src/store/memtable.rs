@@ -78,10 +78,24 @@ impl PartialOrd for Key {
     }
 }
 
+/// The order of the bytes. Two short keys are compared as numbers: what lies behind a key is zeros, so only where one
+/// goes on with zeros does the length decide.
 impl Ord for Key {
     fn cmp(&self, other: &Key) -> Ordering {
-        (**self).cmp(&**other)
+        match (self, other) {
+            (Key::Short { len, bytes }, Key::Short { len: other_len, bytes: other }) => {
+                words(bytes).cmp(&words(other)).then(len.cmp(other_len))
+            }
+            _ => (**self).cmp(&**other),
+        }
     }
+}
+
+/// The first and the last 16 bytes, of which a few are the same, as numbers.
+fn words(bytes: &[u8; SHORT_KEY_BYTES]) -> (u128, u128) {
+    let first = bytes.first_chunk().expect("it is longer");
+    let last = bytes.last_chunk().expect("it is longer");
+    (u128::from_be_bytes(*first), u128::from_be_bytes(*last))
 }
 
 /// An engine key and an encoded cell, as the memtable keeps them.
@@ -206,7 +220,12 @@ impl Memtable {
 
     /// The cell under a key.
     pub fn get(&self, key: &[u8]) -> Option<Cell<&[u8]>> {
-        self.cells.get(key).map(|cell| unpack(cell))
+        let cell = if key.len() <= SHORT_KEY_BYTES {
+            self.cells.get(&Key::from(key)) // which compares faster
+        } else {
+            self.cells.get(key)
+        };
+        cell.map(|cell| unpack(cell))
     }
 
     /// Keys and encoded cells from `start` on, up to but without `end`, in order.
@@ -313,7 +332,12 @@ mod tests {
     #[test]
     fn keys_of_every_length_keep_their_order() {
         let long = vec![7; SHORT_KEY_BYTES + 1];
-        let keys: [&[u8]; 6] = [b"", b"\0", &long[..3], &long[..SHORT_KEY_BYTES], &long, b"\x08"];
+        let zeros = [0; SHORT_KEY_BYTES];
+        let short = &long[..SHORT_KEY_BYTES];
+        let mut last = short.to_vec();
+        last[SHORT_KEY_BYTES - 1] = 8;
+        let keys: [&[u8]; 10] =
+            [b"", b"\0", b"\0\0", &zeros, &zeros[1..], &long[..3], short, &last, &long, b"\x08"];
         for a in keys {
             assert_eq!(&*Key::from(a), a);
             for b in keys {
