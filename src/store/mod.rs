@@ -257,7 +257,7 @@ impl Store {
         self.push(Request::Hint { target, mutation, now_s, to });
     }
 
-    /// Forgets hints that were delivered; those already forgotten do not matter.
+    /// Forgets hints that were delivered, named in rising order; those already forgotten do not matter.
     pub fn forget_hints(&self, target: NodeId, sequences: Vec<i64>, to: AnswerTo<Result<(), Failure>>) {
         self.push(Request::ForgetHints { target, sequences, to });
     }
