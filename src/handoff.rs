@@ -9,7 +9,7 @@
 //!
 //! Not here: the hint log itself (`store`), who is up (`membership`).
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -36,6 +36,8 @@ pub struct Handoff {
     stats: Arc<Stats>,
     /// Servers to which a delivery is under way: at most one each.
     delivering: Mutex<BTreeSet<NodeId>>,
+    /// How many hints at once a server took in time lately, if that is fewer than a message may have.
+    taken_in_time: Mutex<BTreeMap<NodeId, usize>>,
     /// Servers for which it was said that no more hints are kept.
     said_full: Mutex<BTreeSet<NodeId>>,
 }
@@ -72,9 +74,20 @@ impl Handoff {
         clock: Arc<Clock>,
         stats: Arc<Stats>,
     ) -> Handoff {
-        let delivering = Mutex::default();
-        let said_full = Mutex::default();
-        Handoff { me, nodes, config, store, members, peers, clock, stats, delivering, said_full }
+        let (delivering, taken_in_time, said_full) = Default::default();
+        Handoff {
+            me,
+            nodes,
+            config,
+            store,
+            members,
+            peers,
+            clock,
+            stats,
+            delivering,
+            taken_in_time,
+            said_full,
+        }
     }
 
     /// Keeps a mutation for the server that `to` names; answered when the hint is durable, or why none is kept.
@@ -119,11 +132,11 @@ impl Handoff {
     pub async fn deliver(&self, target: NodeId) -> Result<u64, HandoffError> {
         let Some(_turn) = Turn::take(&self.delivering, target) else { return Ok(0) };
         let mut delivered = 0;
-        let mut most = self.config.handoff_batch_mutations;
         loop {
             if self.members.state(target) != State::Up {
                 return Err(HandoffError::NotUp(target));
             }
+            let most = self.pace(target);
             let batch = self
                 .store
                 .hints(target, most, self.config.handoff_batch_bytes)
@@ -134,11 +147,38 @@ impl Handoff {
             }
             let sent = batch.len();
             match self.deliver_batch(target, batch).await {
-                Ok(taken) => delivered += taken,
-                // Its disk is slow: fewer at once may be done in time, and what is sent again and again is not.
-                Err(HandoffError::NotTaken { failure: Failure::TimedOut, .. }) if sent > 1 => most = sent / 2,
-                Err(error) => return Err(error),
+                Ok(taken) => {
+                    delivered += taken;
+                    self.set_pace(target, most.saturating_mul(2));
+                }
+                Err(error) => {
+                    let timed_out =
+                        matches!(error, HandoffError::NotTaken { failure: Failure::TimedOut, .. });
+                    if timed_out {
+                        self.set_pace(target, sent / 2);
+                    }
+                    if !timed_out || sent == 1 {
+                        return Err(error);
+                    }
+                }
             }
+        }
+    }
+
+    /// How many hints to send at once. What a slow server does not take in time it is sent again, and has to do again; were
+    /// the next delivery not to begin with as few as were too many at last, copies could come faster than it takes them,
+    /// for ever.
+    fn pace(&self, target: NodeId) -> usize {
+        let known = self.taken_in_time.lock().expect("no panic while it is held");
+        known.get(&target).copied().unwrap_or(self.config.handoff_batch_mutations)
+    }
+
+    fn set_pace(&self, target: NodeId, most: usize) {
+        let mut known = self.taken_in_time.lock().expect("no panic while it is held");
+        if most < self.config.handoff_batch_mutations {
+            known.insert(target, most.max(1));
+        } else {
+            known.remove(&target);
         }
     }
 

@@ -14,6 +14,7 @@ pub fn all() -> Vec<(&'static str, Plan)> {
     vec![
         ("an old copy does not bring back what was deleted", old_copy_and_deletion()),
         ("a hint is kept until its replica has it", hint_and_slow_replica()),
+        ("hints come no faster than a slow replica takes them", hints_for_a_slow_log()),
         ("a crash in the middle of a flush loses nothing", crashes_while_flushing()),
         ("an old copy that writes catch up with is recognised", old_copy_under_load()),
         ("a server that lost its disk answers nobody before it has asked", empty_disk_under_reads()),
@@ -73,6 +74,23 @@ fn hint_and_slow_replica() -> Plan {
         (3_400, Fault::End { node, end: End::Kill, down_ms: 2_000 }),
     ];
     Plan { config, faults, clients: vec![(0..10).map(put).collect()], ..plan }
+}
+
+/// Two servers have many hints for a third whose log takes a hundred mutations a second.
+fn hints_for_a_slow_log() -> Plan {
+    let plan = calm(9);
+    let config = Config {
+        commit_batch_mutations_max: 1,
+        write_timeout_ms: 300,
+        reconciliation: false,
+        read_repair: false,
+        ..plan.config
+    };
+    let client = |via| {
+        (0..200).map(|key| step(pause(key, 1_500, 25), via, key % 40, Level::Quorum, What::Put(20))).collect()
+    };
+    let faults = vec![(1_000, Fault::End { node: NodeId(1), end: End::Kill, down_ms: 6_000 })];
+    Plan { config, disk_pause_ms: 20, faults, clients: vec![client(0), client(2)], ..plan }
 }
 
 /// data.db gets a memtable cell by cell, and each cell takes its time.
