@@ -42,7 +42,7 @@ for ((from = first; from < first + seeds; from += piece)); do
 done | xargs -P "$(nproc)" -L 1 bash -c 'run_piece "$@"' run_piece
 took=$((SECONDS - began))
 
-awk -v took="$took" '{ seeds += $1; requests += $3; failures += $8 }
+awk -v took="$took" '{ seeds += $1; requests += $3; for (i = 2; i <= NF; i++) if ($i ~ /^failures/) failures += $(i - 1) }
   END {
     printf "%d seeds, %d requests, %d failures (%d s, %d requests/s)\n", seeds, requests, failures, took, requests / (took ? took : 1)
     exit failures > 0
