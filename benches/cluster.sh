@@ -1,12 +1,14 @@
-# Four servers of its own for a measurement, faults for them, and what can be seen of them. For the scripts beside this
-# file, which set:
+# Servers of its own for a measurement, faults for them, and what can be seen of them. For the scripts beside this file,
+# which set:
 #
 #   bin          folder of the programs        keys   how many there are
-#   first_port   of four                       parts  of the script, each a function (lost-disk is lost_disk)
+#   first_port   of the servers                parts  of the script, each a function (lost-disk is lost_disk)
+#   servers      how many (4)
 #   scratch      folder for data, deleted first and last (KEEP=1 in the environment: kept)
 #   options      names of variables that --NAME VALUE sets
 
 nodes=$scratch/nodes.txt
+servers=4
 pids=() load=0 failed=0
 
 main() {
@@ -55,15 +57,15 @@ refuse() {
 
 # ------------------------------------------------------------------------------------------------ servers
 
-# Four new servers with these lines of configuration.
+# New servers with these lines of configuration.
 cluster() {
   stop
   mkdir -p "$scratch"
   local id
-  printf '127.0.0.1:%d\n' $(seq $first_port $((first_port + 3))) >"$nodes"
+  printf '127.0.0.1:%d\n' $(seq "$first_port" $((first_port + servers - 1))) >"$nodes"
   printf '%s\n' "$@" >"$scratch/config.toml"
-  for id in 0 1 2 3; do serve "$id"; done
-  for id in 0 1 2 3; do ready "$id"; done
+  for ((id = 0; id < servers; id++)); do serve "$id"; done
+  for ((id = 0; id < servers; id++)); do ready "$id"; done
 }
 
 serve() {
@@ -98,7 +100,7 @@ stop() {
 }
 
 fill() {
-  stress --fill --keys "$keys" --outstanding 4 >/dev/null
+  stress --fill --keys "$keys" --outstanding 4 "$@" >/dev/null
 }
 
 stress() {
@@ -118,6 +120,16 @@ others() {
 load() {
   "$bin/stress" --nodes "$nodes" --quiet --keys "$keys" --allow-errors "$@" >"$scratch/load.out" 2>&1 &
   load=$!
+}
+
+# A load that is measured: what it saw is in run.json.
+run() {
+  stress --keys "$keys" --json "$scratch/run.json" "$@" >"$scratch/run.out" 2>&1 || refuse "stress failed: $(tail -n 3 "$scratch/run.out")"
+}
+
+# Of all operations of the run, in milliseconds.
+latency() {
+  sed -n "s/^ *\"$1_us\": \([0-9.]*\),*\$/\1/p" "$scratch/run.json" | head -n 1 | awk '{ print $1 / 1000 }'
 }
 
 # Lets the load end early.
