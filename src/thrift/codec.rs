@@ -156,20 +156,9 @@ pub fn read_reply<M: Method>(
     .map_err(malformed)?
 }
 
-/// The sequence number of a whole reply, for whoever has many calls under way. Reading the reply says whether the rest of
-/// it makes sense.
+/// The sequence number of a whole reply, for whoever has many calls under way.
 pub fn reply_sequence(protocol: Protocol, message: &[u8]) -> thrift::Result<i32> {
-    match protocol {
-        // Without the copy of the method's name that reading the header makes.
-        Protocol::Binary => binary_sequence(message).ok_or_else(|| invalid("it has no header".to_owned())),
-        Protocol::Compact => read_message(protocol, message, DEPTH_MAX, |header, _| header.sequence_number),
-    }
-}
-
-/// Version and kind of message (4 bytes), length of the method's name (4), the name, sequence number (4).
-fn binary_sequence(message: &[u8]) -> Option<i32> {
-    let number = |at: usize| message.get(at..)?.first_chunk().copied().map(i32::from_be_bytes);
-    number(usize::try_from(number(4)?).ok()?.checked_add(8)?)
+    read_message(protocol, message, DEPTH_MAX, |header, _| header.sequence_number)
 }
 
 /// Reads the arguments struct of `M`. A missing argument is an error; fields missing inside it are `None`.
@@ -411,6 +400,17 @@ mod tests {
         let refused =
             read_call(Protocol::Binary, &renamed).unwrap_err().expect("the method declares an exception");
         assert!(matches!(*refused, Reply::ServerGet(Err(_))));
+    }
+
+    #[test]
+    fn a_header_that_is_none_has_no_sequence_number() {
+        for protocol in BOTH {
+            let mut bytes = Vec::new();
+            write_reply(protocol, 3, &Reply::Hello(Ok("2".to_owned())), &mut bytes);
+            assert_eq!(reply_sequence(protocol, &bytes).unwrap(), 3);
+            bytes[0] ^= 0x40;
+            assert!(reply_sequence(protocol, &bytes).is_err());
+        }
     }
 
     #[test]
