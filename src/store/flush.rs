@@ -3,6 +3,10 @@
 //! Order is everything: the cells are in data.db, on the disk, before the frozen memtable is dropped and before the
 //! log hears that it may forget their rows. A crash at any point leaves each cell in the log, in data.db, or in both.
 //!
+//! A flush is not urgent until the next memtable is nearly full, and those who answer need the processors: between two
+//! transactions the flusher rests, as long as it gets on faster than that one fills. Once it is behind it does not
+//! rest, for writes that find both memtables full wait for it.
+//!
 //! If the disk is full the frozen memtable is kept and the flush tried again; if data.db fails otherwise, the store
 //! takes no more writes.
 
@@ -12,6 +16,8 @@ use std::sync::atomic::Ordering as Atomic;
 use std::thread;
 use std::time::Duration;
 
+use tokio::time::Instant;
+
 use super::base::BaseWriter;
 use super::collect::Collecting;
 use super::drive::{Turn, Worker};
@@ -20,6 +26,7 @@ use super::sqlite::{self, Fault, OpenError, StoreError};
 use super::{Ending, Shared};
 use crate::answer::Failure;
 use crate::cell::Stamp;
+use crate::config::Config;
 
 /// Bytes of keys and cells of one transaction, so that large values do not make it long.
 const TRANSACTION_BYTES_MAX: usize = 4 * 1024 * 1024;
@@ -27,11 +34,24 @@ const TRANSACTION_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// How long to wait before a flush that failed for lack of space is tried again.
 const RETRY: Duration = Duration::from_secs(1);
 
+/// How many times as long as a transaction took the flusher rests after it, as long as there is time: no more than a
+/// tenth of a processor is taken from those who answer.
+const REST_TIMES: u32 = 9;
+
+/// The longest rest: what took long took it waiting, for the disk or because the whole process stood still.
+const REST_MAX: Duration = Duration::from_secs(1);
+
+/// How full the active memtable may be when the frozen one is written. The rest is for what comes in between, such as a
+/// disk that gets slower.
+const FULL_WHEN_DONE: f64 = 0.5;
+
 /// The one who writes data.db.
 pub(super) struct Flusher {
     shared: Arc<Shared>,
     base: BaseWriter,
     transaction_cells: usize,
+    memtable_bytes_max: usize,
+    log_bytes_max: usize,
     job: Option<Job>,
     collecting: Option<Collecting>,
 }
@@ -47,8 +67,16 @@ struct Job {
 }
 
 impl Flusher {
-    pub fn new(shared: Arc<Shared>, base: BaseWriter, transaction_cells: usize) -> Flusher {
-        Flusher { shared, base, transaction_cells, job: None, collecting: None }
+    pub fn new(shared: Arc<Shared>, base: BaseWriter, config: &Config) -> Flusher {
+        Flusher {
+            shared,
+            base,
+            transaction_cells: config.flush_transaction_cells,
+            memtable_bytes_max: config.memtable_bytes_max,
+            log_bytes_max: config.log_bytes_max,
+            job: None,
+            collecting: None,
+        }
     }
 
     /// Writes one transaction of the job.
@@ -74,6 +102,18 @@ impl Flusher {
                 Ok(ControlFlow::Continue(()))
             }
             None => Ok(ControlFlow::Break(())),
+        }
+    }
+
+    /// What follows a step of a job that is not done.
+    fn after_step(&self, job: &Job, took: Duration) -> Turn {
+        let written = job.cells as f64 / job.frozen.table.len() as f64;
+        let memory = self.shared.view.memory.read().expect("no panic while it is held");
+        let full = memory.fullness(self.memtable_bytes_max, self.log_bytes_max);
+        if is_in_time(written, full) {
+            Turn::Wait(Some((took * REST_TIMES).min(REST_MAX)))
+        } else {
+            Turn::Again
         }
     }
 
@@ -129,10 +169,12 @@ impl Worker for Flusher {
         let Some(mut job) = self.job.take().or_else(|| self.begin()) else {
             return self.collect();
         };
+        let began = Instant::now();
         match self.step(&mut job) {
             Ok(ControlFlow::Continue(())) => {
+                let turn = self.after_step(&job, began.elapsed());
                 self.job = Some(job);
-                Turn::Again
+                turn
             }
             Ok(ControlFlow::Break(())) => {
                 self.finish(job);
@@ -263,6 +305,12 @@ fn write_step(
     Ok(Step { cells: count as u64, next })
 }
 
+/// True if a flush of which this part is written will be done before the active memtable is too full, where this part
+/// of it is full already.
+fn is_in_time(written: f64, full: f64) -> bool {
+    written * FULL_WHEN_DONE > full
+}
+
 fn fault_of(error: &StoreError) -> Fault {
     match error {
         StoreError::Damaged { .. } => Fault::Damaged,
@@ -275,5 +323,19 @@ fn said(error: &StoreError) -> String {
     match error {
         StoreError::Damaged { what, .. } => what.clone(),
         StoreError::Unreadable { source, .. } => source.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_flush_rests_only_while_it_is_ahead_of_what_is_written_meanwhile() {
+        assert!(is_in_time(0.01, 0.0), "nobody writes");
+        assert!(is_in_time(0.6, 0.25));
+        assert!(!is_in_time(0.4, 0.25), "it would be half full with a flush of which a fifth is left");
+        assert!(!is_in_time(0.99, FULL_WHEN_DONE), "from here on it hurries, however near the end is");
+        assert!(!is_in_time(0.5, 1.0), "writes wait");
     }
 }

@@ -143,6 +143,12 @@ impl Memory {
             || (self.logged_bytes >= log_bytes_max && self.active.len() > 0)
     }
 
+    /// How near it is to that: from 0, when nothing was written since the last freeze, to 1 and a little more.
+    pub fn fullness(&self, memtable_bytes_max: usize, log_bytes_max: usize) -> f64 {
+        let memtable = self.active.bytes as f64 / memtable_bytes_max as f64;
+        memtable.max(self.logged_bytes as f64 / log_bytes_max as f64)
+    }
+
     /// Merges one committed cell. `Some` if a cell held in memory wins: the stamp of the newest.
     pub fn merge(&mut self, packed: Packed) -> Option<Stamp> {
         self.logged_bytes += entry_bytes(&packed);

@@ -591,7 +591,7 @@ fn start_workers(
     let log_path = log.path().to_owned();
     let no_thread = |error: std::io::Error| OpenError::NoThread { path: log_path.clone(), source: error };
     let writer = Writer::new(shared.clone(), log, mark, config, answers);
-    let flusher = Flusher::new(shared.clone(), base, config.flush_transaction_cells);
+    let flusher = Flusher::new(shared.clone(), base, config);
     Ok(Workers {
         ringing,
         writer: drive::start("log writer", writer, shared.writer_bell.clone(), &drive).map_err(no_thread)?,
