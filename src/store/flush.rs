@@ -41,6 +41,9 @@ const REST_TIMES: u32 = 9;
 /// The longest rest: what took long took it waiting, for the disk or because the whole process stood still.
 const REST_MAX: Duration = Duration::from_secs(1);
 
+/// How often a resting flusher looks whether there still is time.
+const LOOK: Duration = Duration::from_millis(10);
+
 /// How full the active memtable may be when the frozen one is written. The rest is for what comes in between, such as a
 /// disk that gets slower.
 const FULL_WHEN_DONE: f64 = 0.5;
@@ -64,6 +67,8 @@ struct Job {
     /// Everything before this engine key is written.
     next: Vec<u8>,
     cells: u64,
+    /// Until then no cells are written, if there is time.
+    rests_until: Option<Instant>,
 }
 
 impl Flusher {
@@ -105,16 +110,16 @@ impl Flusher {
         }
     }
 
-    /// What follows a step of a job that is not done.
-    fn after_step(&self, job: &Job, took: Duration) -> Turn {
+    /// How long to rest before the next step of the job; `None` if it is due.
+    fn rest(&self, job: &Job) -> Option<Duration> {
+        let rest = job.rests_until?.saturating_duration_since(Instant::now());
+        if rest.is_zero() {
+            return None;
+        }
         let written = job.cells as f64 / job.frozen.table.len() as f64;
         let memory = self.shared.view.memory.read().expect("no panic while it is held");
         let full = memory.fullness(self.memtable_bytes_max, self.log_bytes_max);
-        if is_in_time(written, full) {
-            Turn::Wait(Some((took * REST_TIMES).min(REST_MAX)))
-        } else {
-            Turn::Again
-        }
+        is_in_time(written, full).then_some(rest.min(LOOK))
     }
 
     fn finish(&mut self, job: Job) {
@@ -169,12 +174,16 @@ impl Worker for Flusher {
         let Some(mut job) = self.job.take().or_else(|| self.begin()) else {
             return self.collect();
         };
+        if let Some(rest) = self.rest(&job) {
+            self.job = Some(job);
+            return Turn::Wait(Some(rest));
+        }
         let began = Instant::now();
         match self.step(&mut job) {
             Ok(ControlFlow::Continue(())) => {
-                let turn = self.after_step(&job, began.elapsed());
+                job.rests_until = Some(Instant::now() + (began.elapsed() * REST_TIMES).min(REST_MAX));
                 self.job = Some(job);
-                turn
+                Turn::Again
             }
             Ok(ControlFlow::Break(())) => {
                 self.finish(job);
@@ -245,7 +254,7 @@ impl Flusher {
 
     fn begin(&self) -> Option<Job> {
         let frozen = self.shared.view.memory.read().expect("no panic while it is held").frozen.clone()?;
-        Some(Job { frozen, known: self.base.base().largest(), next: Vec::new(), cells: 0 })
+        Some(Job { frozen, known: self.base.base().largest(), next: Vec::new(), cells: 0, rests_until: None })
     }
 }
 
