@@ -293,6 +293,8 @@ settings! {
         wal_autocheckpoint_pages: usize = 1_000, 10 to 1_000_000;
         /// Cells of one transaction while flushing a memtable to data.db.
         flush_transaction_cells: usize = 2_000, 1 to 1_000_000;
+        /// Bytes of cells of data.db that are kept in memory because they were read lately; 0: none.
+        cell_cache_bytes: usize = 8_388_608, 0 to 100_000_000_000;
         /// Bytes of SQLite's page cache of each connection to data.db.
         base_cache_bytes: usize = 8_388_608, 100_000 to 100_000_000_000;
         /// Bytes of data.db that may be mapped into memory (shared with the operating system's cache).

@@ -275,7 +275,7 @@ fn a_later_quorum_put_wins_whatever_the_wall_clocks_say() {
 // ------------------------------------------------------------------------------------------------ large data
 
 /// Small limits, so that little data is much.
-const SMALL: &str = "memtable_bytes_max = 1000000\nbase_cache_bytes = 1000000\nbase_mmap_bytes = 0\n";
+const SMALL: &str = "memtable_bytes_max = 1000000\ncell_cache_bytes = 1000000\nbase_cache_bytes = 1000000\nbase_mmap_bytes = 0\n";
 
 /// What a server of the small limits may take: two memtables, caches, buffers, what is being compared and the program
 /// itself came to 41 to 48 MB. Less than the 90 MB that each of four servers holds of 120,000 keys.

@@ -19,6 +19,7 @@ use std::sync::{Arc, Condvar, Mutex};
 
 use rusqlite::{Connection, Row};
 
+use super::cell_cache::CellCache;
 use super::disk::Disk;
 use super::memtable::unpack;
 use super::sqlite::{self, Format, OpenError, StoreError};
@@ -60,6 +61,7 @@ pub(super) struct Base {
     cache_bytes: usize,
     mmap_bytes: usize,
     largest: AtomicI64,
+    cache: CellCache,
 }
 
 struct Readers {
@@ -106,6 +108,7 @@ impl Base {
             cache_bytes: config.base_cache_bytes,
             mmap_bytes: config.base_mmap_bytes,
             largest: AtomicI64::new(largest),
+            cache: CellCache::new(config.cell_cache_bytes),
         }
     }
 
@@ -130,8 +133,29 @@ impl Base {
         &self.path
     }
 
-    /// The cell under a key.
+    /// The cell under a key, as it was at some moment since [`Base::forget_cells`].
     pub fn get(&self, key: &[u8]) -> Result<Option<Cell>, StoreError> {
+        if let Some(known) = self.cache.get(key) {
+            return Ok(known);
+        }
+        let generation = self.cache.generation();
+        let cell = self.get_from_file(key)?;
+        self.cache.keep(key, generation, &cell);
+        Ok(cell)
+    }
+
+    /// From now on nobody is shown a cell as it was before. To be called once the file was changed, and before what was
+    /// written to it is dropped from memory.
+    pub fn forget_cells(&self) {
+        self.cache.forget();
+    }
+
+    /// The cells kept in memory.
+    pub fn cache(&self) -> &CellCache {
+        &self.cache
+    }
+
+    fn get_from_file(&self, key: &[u8]) -> Result<Option<Cell>, StoreError> {
         self.with_reader(|connection| {
             let reading = |source| StoreError::reading(&self.path, source);
             let mut statement = connection.prepare_cached(READ_ONE).map_err(reading)?;
@@ -289,6 +313,7 @@ impl BaseWriter {
             sqlite::run(&self.connection, "COMMIT")
         };
         write().map_err(|source| self.failed(source))?;
+        self.base.forget_cells();
         self.unchecked_bytes += keys.len() * FORMAT.page_bytes as usize / 8;
         Ok(())
     }

@@ -128,6 +128,7 @@ impl Flusher {
         stats.flushes.count();
         stats.flushed_cells.add(cells);
         stats.flush.record_time(frozen.since.elapsed());
+        self.base.base().forget_cells(); // before the newer ones are not in memory any more
         let dropped = self.shared.view.memory.write().expect("no panic while it is held").frozen.take();
         self.shared.flushed_upto.store(frozen.upto, Atomic::Release);
         self.shared.health.flush_works();

@@ -20,6 +20,7 @@
 //! (`node`).
 
 mod base;
+mod cell_cache;
 mod collect;
 mod commit_log;
 mod disk;
@@ -436,6 +437,8 @@ impl Store {
         let log_first = shared.log_first.load(Atomic::Relaxed);
         let flushed_upto = shared.flushed_upto.load(Atomic::Acquire);
         let hints = self.hint_totals();
+        let cache = shared.view.base.cache();
+        let (cache_hits, cache_misses) = cache.hits_and_misses();
         let log_bytes = sqlite::database_bytes(&shared.log_reader.lock().expect("no panic while it is held"));
         vec![
             ("log_queue_mutations", queued as i64),
@@ -448,6 +451,9 @@ impl Store {
             ("log_rows_flushed", (flushed_upto + 1 - log_first).max(0)),
             ("log_file_bytes", log_bytes),
             ("base_file_bytes", shared.view.base.bytes()),
+            ("cell_cache_bytes", cache.bytes() as i64),
+            ("cell_cache_hits", cache_hits as i64),
+            ("cell_cache_misses", cache_misses as i64),
             ("hints", hints.values().map(|totals| totals.count as i64).sum()),
             ("hint_bytes", hints.values().map(|totals| totals.bytes as i64).sum()),
         ]

@@ -190,6 +190,7 @@ fn config(r: &mut fastrand::Rng, replication_factor: usize) -> Config {
         collection_lag_ms: *pick(r, &[0, 200, 10_000]),
         collection_pause_ms: *pick(r, &[0, 100, 30_000]),
         base_cache_bytes: 100_000,
+        cell_cache_bytes: 20_000,
         ..defaults
     }
 }

@@ -8,11 +8,13 @@ mod trouble;
 mod ways;
 
 use std::path::Path;
+use std::sync::atomic::AtomicI64;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
 use tempfile::TempDir;
+use tokio::runtime::Handle;
 use tokio::time::Instant;
 
 use super::queue::{Meddle, Request};
@@ -31,6 +33,7 @@ fn tiny() -> Config {
         flush_transaction_cells: 50,
         wal_autocheckpoint_pages: 20,
         base_cache_bytes: 100_000,
+        cell_cache_bytes: 20_000,
         ..Config::default()
     }
 }
