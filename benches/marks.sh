@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # What a cluster of four does when much is asked of it, or something is wrong.
 #
-#   benches/marks.sh stall      at half of the highest rate: latencies, and the worst while memtables are flushed
+#   benches/marks.sh stall      at half of the highest rate: latencies, and the worst while memtables are flushed; then the
+#                               same of the ceiling (examples/ceiling.rs), which flushes nothing, to tell what is the machine's
 #   benches/marks.sh dead       puts at QUORUM with one server dead, against four
 #   benches/marks.sh drain      a million hints handed to a server that returns, while clients go on
 #   benches/marks.sh recover    a server starts with a million rows in its log, and with none
@@ -39,6 +40,25 @@ stall() {
   check "p99 below 5 ms" below "$(latency p99)" 5
   check "p99.9 below 15 ms" below "$(latency p999)" 15
   check "no stall above 50 ms" below "$(latency max)" 50
+  ceiling
+  say "the ceiling at $half a second: $("$bin/examples/ceiling" load --nodes "$nodes" --keys "$keys" --rate "$half" --seconds "$((seconds * 3))")"
+}
+
+# Its nodes, filled, in place of the servers.
+ceiling() {
+  [ -n "${TETRACHORD_BIN:-}" ] || cargo build --release --locked --example ceiling
+  stop
+  mkdir -p "$scratch"
+  printf '127.0.0.1:%d\n' $(seq "$first_port" $((first_port + servers - 1))) >"$nodes"
+  local id
+  for ((id = 0; id < servers; id++)); do
+    "$bin/examples/ceiling" serve --id "$id" --nodes "$nodes" --data "$scratch/$id" >"$scratch/$id.log" 2>&1 &
+    pids[$id]=$!
+  done
+  for ((id = 0; id < servers; id++)); do
+    until grep -qs ready "$scratch/$id.log"; do sleep 0.05; done
+  done
+  "$bin/examples/ceiling" load --nodes "$nodes" --what fill --keys "$keys" >/dev/null
 }
 
 dead() {
@@ -126,16 +146,17 @@ memory() {
 
 large() {
   local what near far
-  for what in "read uniform 0.5" "read scrambled 0.8" "write uniform 0.7"; do
+  for what in "read uniform 0.5" "read zipfian 0.8" "write uniform 0.7"; do
     set -- $what
     cluster
     keys=100000
     fill
     run --workload "$1" --order "$2" --seconds "$seconds"
     near=$(rate)
-    # Three quarters of 400,000 cells of 116 bytes on each server: ten times two memtables and a cache of 1 MB.
-    cluster "memtable_bytes_max = 1000000" "base_cache_bytes = 1000000" "base_mmap_bytes = 0"
-    keys=400000
+    # Three quarters of 480,000 cells of 116 bytes on each server: ten times two memtables, the cells read lately, and a
+    # cache of pages, of 1 MB each.
+    cluster "memtable_bytes_max = 1000000" "cell_cache_bytes = 1000000" "base_cache_bytes = 1000000" "base_mmap_bytes = 0"
+    keys=480000
     fill
     run --workload "$1" --order "$2" --seconds "$seconds"
     far=$(rate)

@@ -29,6 +29,7 @@ use bytes::{Buf, Bytes, BytesMut};
 use clap::{Parser, ValueEnum};
 use hdrhistogram::Histogram;
 use tetrachord::nodes::{Address, Nodes};
+use tetrachord::stress::{End, Next, Pace};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::tcp::OwnedReadHalf;
 use tokio::net::{TcpListener, TcpStream};
@@ -71,6 +72,9 @@ enum Command {
         seconds: u64,
         #[arg(long, default_value_t = 2)]
         warm_up: u64,
+        /// So many operations a second, however late the answers (open loop, as in `stress`); one outstanding each
+        #[arg(long)]
+        rate: Option<f64>,
     },
 }
 
@@ -110,15 +114,27 @@ fn main() -> anyhow::Result<()> {
         Command::Serve { id, nodes, data, process_crash } => {
             local.block_on(&runtime, serve(id, &Nodes::load(&nodes)?, &data, process_crash))
         }
-        Command::Load { nodes, what, connections, outstanding, keys, value_bytes, seconds, warm_up } => {
+        Command::Load {
+            nodes,
+            what,
+            connections,
+            outstanding,
+            keys,
+            value_bytes,
+            seconds,
+            warm_up,
+            rate,
+        } => {
+            let (warm_up, seconds) = (Duration::from_secs(warm_up), Duration::from_secs(seconds));
             let load = Rc::new(Load {
                 what,
+                pace: rate.map(|rate| Pace::new(Some(rate), warm_up, End::After(seconds), connections)),
                 filled: Cell::new(0),
                 outstanding,
                 keys,
                 value: vec![b'v'; value_bytes],
-                from: Instant::now() + Duration::from_secs(warm_up),
-                until: Instant::now() + Duration::from_secs(warm_up + seconds),
+                from: Instant::now() + warm_up,
+                until: Instant::now() + warm_up + seconds,
                 latencies: RefCell::new(Histogram::new_with_bounds(1, 600_000_000, 3)?),
             });
             local.block_on(&runtime, load.run(&Nodes::load(&nodes)?, connections))
@@ -454,6 +470,8 @@ fn write_log(
 
 struct Load {
     what: What,
+    /// When operations are due, where that does not depend on the answers.
+    pace: Option<Arc<Pace>>,
     /// Keys put by now, where each is put once.
     filled: Cell<u64>,
     outstanding: usize,
@@ -466,9 +484,19 @@ struct Load {
 
 impl Load {
     async fn run(self: Rc<Self>, nodes: &Nodes, connections: usize) -> anyhow::Result<()> {
+        if let Some(pace) = &self.pace {
+            pace.start_releasing()?;
+        }
         let each = |number: usize| {
             let address = nodes.addresses()[number % nodes.len()].clone();
-            spawn_local(self.clone().connection(address, fastrand::Rng::with_seed(number as u64)))
+            let random = fastrand::Rng::with_seed(number as u64);
+            let load = self.clone();
+            spawn_local(async move {
+                match load.pace.clone() {
+                    Some(pace) => load.paced(address, random, &pace).await,
+                    None => load.connection(address, random).await,
+                }
+            })
         };
         for connection in (0..connections).map(each).collect::<Vec<_>>() {
             connection.await??;
@@ -494,19 +522,7 @@ impl Load {
         let (mut reader, mut writer) = stream.into_split();
         let mut began = vec![Instant::now(); self.outstanding];
         let (mut outbox, mut inbox) = (Vec::new(), BytesMut::new());
-        let mut call = |slot: u64, outbox: &mut Vec<u8>| {
-            let number = match self.what {
-                What::Fill => self.filled.replace(self.filled.get() + 1),
-                _ => random.u64(..self.keys),
-            };
-            let key = xxhash_rust::xxh3::xxh3_128(&number.to_be_bytes()).to_be_bytes();
-            match self.what {
-                What::Fill | What::Put => frame(PUT, slot, &[&key, &self.value], outbox),
-                What::GetOne => frame(GET_ONE, slot, &[&key], outbox),
-                What::GetQuorum => frame(GET_QUORUM, slot, &[&key], outbox),
-            }
-        };
-        (0..self.outstanding as u64).for_each(|slot| call(slot, &mut outbox));
+        (0..self.outstanding as u64).for_each(|slot| self.call(slot, &mut random, &mut outbox));
         let mut under_way = self.outstanding;
         while under_way > 0 {
             writer.write_all(&outbox).await?;
@@ -523,7 +539,7 @@ impl Load {
                 };
                 if goes_on {
                     began[slot as usize] = now;
-                    call(slot, &mut outbox);
+                    self.call(slot, &mut random, &mut outbox);
                 } else {
                     under_way -= 1;
                 }
@@ -531,5 +547,50 @@ impl Load {
             .await?;
         }
         Ok(())
+    }
+
+    /// One connection: a call whenever one is due and the last was answered. Its latency counts from when it was due.
+    async fn paced(
+        self: Rc<Self>,
+        address: Address,
+        mut random: fastrand::Rng,
+        pace: &Pace,
+    ) -> io::Result<()> {
+        let stream = TcpStream::connect((address.host.as_str(), address.port)).await?;
+        stream.set_nodelay(true)?;
+        let (mut reader, mut writer) = stream.into_split();
+        let (mut outbox, mut inbox) = (Vec::new(), BytesMut::new());
+        loop {
+            let (waited, counted) = match pace.next(tokio::time::Instant::now()).await {
+                Next::Begin { due, counted } => {
+                    self.call(0, &mut random, &mut outbox);
+                    writer.write_all(&outbox).await?;
+                    outbox.clear();
+                    let mut answered = false;
+                    while !answered {
+                        read_frames(&mut reader, &mut inbox, |_, _, _| answered = true).await?;
+                    }
+                    (due.elapsed(), counted)
+                }
+                Next::NeverBegun { waited } => (waited, true),
+                Next::Done => return Ok(()),
+            };
+            if counted {
+                self.latencies.borrow_mut().saturating_record(waited.as_micros() as u64);
+            }
+        }
+    }
+
+    fn call(&self, slot: u64, random: &mut fastrand::Rng, outbox: &mut Vec<u8>) {
+        let number = match self.what {
+            What::Fill => self.filled.replace(self.filled.get() + 1),
+            _ => random.u64(..self.keys),
+        };
+        let key = xxhash_rust::xxh3::xxh3_128(&number.to_be_bytes()).to_be_bytes();
+        match self.what {
+            What::Fill | What::Put => frame(PUT, slot, &[&key, &self.value], outbox),
+            What::GetOne => frame(GET_ONE, slot, &[&key], outbox),
+            What::GetQuorum => frame(GET_QUORUM, slot, &[&key], outbox),
+        }
     }
 }

@@ -42,6 +42,7 @@ pub use compare::{Ratio, ratios};
 pub use costs::{Costs, ServerCosts};
 pub use keys::Order;
 pub use options::{End, Fill, Options, Plan, Sizes, WorkloadName, WrongUse};
+pub use pace::{Next, Pace};
 pub use page::page;
 pub use report::{ErrorCount, Figures, Load, Run, Second};
 pub use workload::{Kind, Mix};
