@@ -1,6 +1,8 @@
 #!/usr/bin/env bash
 # How near is Tetrachord to what the machine allows? Runs it and the ceiling prototype (examples/ceiling.rs) by turns, on the
-# same disk in one sitting, and prints for each number of connections the median of both and of their ratio.
+# same disk in one sitting, and prints for each number of connections the median of both and of their ratio, and what an
+# operation takes of the processors: of the servers, and of the whole machine with the load and the kernel, beside the
+# ceiling's.
 #
 #   benches/ratio.sh                       5 rounds of 5 seconds each: about 20 minutes
 #   benches/ratio.sh --rounds 3 --seconds 10 --shapes "put:64x1 get-one:4x64" --value-bytes 1024
@@ -34,7 +36,8 @@ main() {
   echo "commands, by turns, $rounds rounds, durability $durability:"
   echo "  $(stress_command put C N | sed "s|$scratch/||g")"
   echo "  $(ceiling_command put C N | sed "s|$scratch/||g")"
-  printf '\n%-18s %14s %14s %16s %24s\n' "shape" "tetrachord/s" "ceiling/s" "ratio, median" "server CPU us/operation"
+  printf '\n%-18s %13s %10s %14s   %s\n' "shape" "tetrachord/s" "ceiling/s" "ratio, median" \
+    "CPU us/operation: servers, machine, ceiling's machine"
   local shape calls
   for shape in $shapes; do
     calls=${shape#*:}
@@ -118,18 +121,28 @@ ceiling_command() {
 }
 
 measure() {
-  local round ours ceilings cpu
+  local round ours ceilings cpu began busy ceiling_busy
   : >"$scratch/rounds"
   for round in $(seq "$rounds"); do
+    began=$(busy_us)
     $(stress_command "$@") >"$scratch/stress.out" || refuse "stress failed in round $round"
+    busy=$(($(busy_us) - began))
     # "all" stands before the kinds, so its rate is the first.
     ours=$(sed -n 's/^ *"per_second": \([0-9.]*\),*$/\1/p' "$scratch/run.json" | head -n 1)
     cpu=$(sed -n 's/^ *"cpu_us": \([0-9.]*\),*$/\1/p' "$scratch/run.json" | head -n 1)
+    began=$(busy_us)
     ceilings=$($(ceiling_command "$@") | sed -n 's/^\([0-9]*\) a second.*/\1/p')
-    echo "$ours $ceilings ${cpu:-0}" >>"$scratch/rounds"
+    ceiling_busy=$(($(busy_us) - began))
+    echo "$ours $ceilings ${cpu:-0} $busy $ceiling_busy" >>"$scratch/rounds"
   done
-  printf '%-18s %14.0f %14.0f %16.2f %24.1f\n' \
-    "$1 $2 x $3" "$(median '$1')" "$(median '$2')" "$(median '$1 / $2')" "$(median '$3')"
+  local taken=$((seconds + warm_up))
+  printf '%-18s %13.0f %10.0f %14.2f   %10.1f %10.1f %10.1f\n' "$1 $2 x $3" "$(median '$1')" "$(median '$2')" \
+    "$(median '$1 / $2')" "$(median '$3')" "$(median "\$4 / (\$1 * $taken)")" "$(median "\$5 / (\$2 * $taken)")"
+}
+
+# For how long the processors have worked, in microseconds; what waits for the disk or is taken by the host is not work.
+busy_us() {
+  awk -v hz="$(getconf CLK_TCK)" '/^cpu / { printf "%.0f", ($2 + $3 + $4 + $7 + $8) * 1000000 / hz }' /proc/stat
 }
 
 # The median over the rounds of an expression in awk's words.
