@@ -41,7 +41,7 @@ stall() {
   check "p99.9 below 15 ms" below "$(latency p999)" 15
   check "no stall above 50 ms" below "$(latency max)" 50
   ceiling
-  say "the ceiling at $half a second: $("$bin/examples/ceiling" load --nodes "$nodes" --keys "$keys" --rate "$half" --seconds "$((seconds * 3))")"
+  say "the ceiling at $half a second: $("$bin/examples/ceiling" load --nodes "$nodes" --keys "$keys" --rate "$half" --seconds "$seconds")"
 }
 
 # Its nodes, filled, in place of the servers.
