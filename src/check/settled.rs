@@ -80,22 +80,34 @@ impl Settled {
         for (value, stamp, nodes) in distinct(copies) {
             check_origin(ledger, value, stamp, &nodes, findings);
         }
-        check_not_older(ledger, self.newest(ledger.key), copies, lost, findings);
+        // What is left of a deletion that was collected may be an older one: files restored from an old copy had the value
+        // from before it, which was dropped there.
+        let newest = self.newest(ledger.key).filter(|_| !self.is_collected(ledger, copies));
+        check_not_older(ledger, newest, copies, lost, findings);
+    }
+
+    fn replicas(&self, key: &Bytes, copies: &Copies) -> Vec<NodeId> {
+        match &self.ring {
+            Some(ring) => ring.replicas(key).to_vec(),
+            None => copies.keys().copied().collect(),
+        }
+    }
+
+    /// True if nobody holds a value and some hold nothing: a deletion that all have is dropped by each in its own time.
+    fn is_collected(&self, ledger: &Ledger, copies: &Copies) -> bool {
+        let held_by = |node: &NodeId| copies.get(node).and_then(Option::as_ref);
+        let replicas = self.replicas(ledger.key, copies);
+        ledger.promises.deletions_collected
+            && replicas.iter().any(|node| held_by(node).is_none())
+            && replicas.iter().all(|node| held_by(node).is_none_or(|held| held.value.is_none()))
     }
 
     fn check_places(&self, ledger: &Ledger, copies: &Copies, findings: &mut Findings) {
         let key = ledger.key;
-        let replicas: Vec<NodeId> = match &self.ring {
-            Some(ring) => ring.replicas(key).to_vec(),
-            None => copies.keys().copied().collect(),
-        };
+        let replicas = self.replicas(key, copies);
         let held_by = |node: &NodeId| copies.get(node).and_then(Option::as_ref);
         let of_first = replicas.first().and_then(held_by);
-        // A deletion that all have is dropped by each in its own time.
-        let deleted = |node| held_by(node).is_none_or(|held| held.value.is_none());
-        let some_dropped = replicas.iter().any(|node| held_by(node).is_none());
-        let collected = ledger.promises.deletions_collected && some_dropped && replicas.iter().all(deleted);
-        if !collected && replicas.iter().any(|node| held_by(node) != of_first) {
+        if !self.is_collected(ledger, copies) && replicas.iter().any(|node| held_by(node) != of_first) {
             let line = |node: &NodeId| format!("server {node} holds {}", tell_held(held_by(node)));
             findings.add(Rule::ReplicasDiffer, key, || replicas.iter().map(line).collect());
         }

@@ -165,6 +165,18 @@ fn a_removal_is_a_write() {
 }
 
 #[test]
+fn what_is_left_of_a_collected_deletion_may_be_older() {
+    let lines = "10 20 1 QUORUM put k a written 100\n 30 40 1 QUORUM remove k written 200\n";
+    assert_eq!(broken_in_the_end(lines, "0=deleted@100 1=nothing 2=nothing"), NONE);
+    assert_eq!(broken_in_the_end(lines, "0=deleted@200 1=nothing 2=nothing"), NONE);
+    // All have it still, so none was collected.
+    assert_eq!(broken_in_the_end(lines, "0=deleted@100 1=deleted@100 2=deleted@100"), [Rule::LostWrite]);
+    let put = format!("{lines} 50 60 1 QUORUM put k b written 300\n");
+    assert_eq!(broken_in_the_end(&put, "0=deleted@100 1=nothing 2=nothing"), [Rule::LostWrite]);
+    assert!(broken_in_the_end(lines, "0=a@100 1=nothing 2=nothing").contains(&Rule::LostWrite));
+}
+
+#[test]
 fn reads_do_not_go_back() {
     // Both puts are still under way, or unknown: the reads alone are the witnesses.
     let puts = "10 99 1 QUORUM put k a written 100\n 10 99 4 QUORUM put k b unknown timeout\n";
