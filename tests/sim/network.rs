@@ -282,6 +282,13 @@ impl SimPeers {
         }
     }
 
+    /// True if it has a connection to the present process of every other server.
+    pub fn reach_all(&self) -> bool {
+        let others = self.net.state().places.len() - 1;
+        let connections = self.connections();
+        connections.len() == others && connections.values().all(|connection| !connection.gone.is_given())
+    }
+
     fn connections(&self) -> MutexGuard<'_, BTreeMap<NodeId, Arc<Connection>>> {
         self.connections.lock().expect("one thread")
     }

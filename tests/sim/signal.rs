@@ -24,6 +24,10 @@ impl Signal {
         self.inner.waiting.notify_waiters();
     }
 
+    pub fn is_given(&self) -> bool {
+        self.inner.given.load(Ordering::Relaxed)
+    }
+
     pub async fn given(&self) {
         let waiting = self.inner.waiting.notified();
         if !self.inner.given.load(Ordering::Relaxed) {

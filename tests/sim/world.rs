@@ -131,6 +131,9 @@ const EQUAL_WITHIN: Duration = Duration::from_secs(30);
 /// So long nothing may change before it counts as quiet: a connection that lost its last messages is found out by then.
 const QUIET_FOR: Duration = Duration::from_secs(3);
 
+/// Time for every server to notice which of its connections are dead: eight heartbeats of the slowest weather, and more.
+const CONNECTED_WITHIN: Duration = Duration::from_secs(60);
+
 /// What a request may take past its deadline, when nothing held its server up.
 const DEADLINE_MARGIN: Duration = Duration::from_millis(500);
 
@@ -308,6 +311,10 @@ impl World {
             let running = place.running.as_ref()?;
             Some((running.core.service.clone(), running.ended.clone()))
         })
+    }
+
+    fn peers(&self, node: NodeId) -> Option<Arc<SimPeers>> {
+        self.place(node, |place| Some(place.running.as_ref()?.peers.clone()))
     }
 
     fn store(&self, node: NodeId) -> Option<Store> {
@@ -820,6 +827,9 @@ impl World {
         if let Some(finding) = found {
             return self.find(&finding.rule, finding.story);
         }
+        if let Err(story) = self.until_connected().await {
+            return self.find("servers find each other again", story);
+        }
         for key in [1_000_000, 1_000_001, 1_000_002] {
             let what = What::Put(20);
             let step =
@@ -829,6 +839,21 @@ impl World {
                 other => {
                     return self.find("a healthy cluster answers", format!("put k{key} at ALL: {other:?}"));
                 }
+            }
+        }
+    }
+
+    /// A connection whose end was not told is used until its silence tells, and writes at ALL time out meanwhile.
+    async fn until_connected(&self) -> Result<(), String> {
+        let until = Instant::now() + CONNECTED_WITHIN;
+        loop {
+            let alone = self.ids().find(|node| !self.peers(*node).is_some_and(|peers| peers.reach_all()));
+            match alone {
+                None => return Ok(()),
+                Some(node) if Instant::now() >= until => {
+                    return Err(format!("server {node} does not reach all others"));
+                }
+                Some(_) => sleep(Duration::from_millis(10)).await,
             }
         }
     }
