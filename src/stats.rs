@@ -168,7 +168,7 @@ stats! {
         mutations_refused
         /// Slices read from this server as a replica.
         slices_read
-        /// Slices for which data.db had to be asked.
+        /// Slices for which memory was not enough: data.db, or what is kept of its cells, had to be asked.
         slices_read_base
         /// Transactions of the commit log.
         commits

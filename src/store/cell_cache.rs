@@ -24,7 +24,7 @@ const ENTRY_BYTES: usize = 300;
 /// Parts with a lock each. Fixed, for what is dropped first depends on it, and simulations are to be the same everywhere.
 const SHARDS: usize = 16;
 
-type Kept = Cache<Box<[u8]>, Entry, Bytes, Xxh3DefaultBuilder>;
+type Kept = Cache<Box<[u8]>, Entry, EntryBytes, Xxh3DefaultBuilder>;
 
 /// A bounded cache; with a bound of 0 it keeps nothing.
 pub(super) struct CellCache {
@@ -45,10 +45,11 @@ struct Entry {
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) struct Generation(u64);
 
+/// Counts the bytes of an entry.
 #[derive(Clone)]
-struct Bytes;
+struct EntryBytes;
 
-impl Weighter<Box<[u8]>, Entry> for Bytes {
+impl Weighter<Box<[u8]>, Entry> for EntryBytes {
     fn weight(&self, key: &Box<[u8]>, entry: &Entry) -> u64 {
         let value = entry.cell.as_ref().map_or(0, |cell| cell.value_bytes().len());
         (ENTRY_OVERHEAD_BYTES + key.len() + value) as u64
@@ -65,7 +66,7 @@ impl CellCache {
             .build()
             .expect("all that it needs is set");
         let kept = (bytes_max > 0).then(|| {
-            Kept::with_options(options, Bytes, Xxh3DefaultBuilder::new(), DefaultLifecycle::default())
+            Kept::with_options(options, EntryBytes, Xxh3DefaultBuilder::new(), DefaultLifecycle::default())
         });
         CellCache { kept, generation: AtomicU64::new(0), hits: AtomicU64::new(0), misses: AtomicU64::new(0) }
     }
