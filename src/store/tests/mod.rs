@@ -14,7 +14,6 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use tempfile::TempDir;
-use tokio::runtime::Handle;
 use tokio::time::Instant;
 
 use super::queue::{Meddle, Request};

@@ -298,35 +298,32 @@ async fn keys_written_over_and_over_do_not_make_the_log_grow() {
 }
 
 /// Readers on other threads, while memtables are flushed one after the other and cells of data.db are kept in memory.
-#[tokio::test(flavor = "multi_thread")]
+#[tokio::test]
 async fn no_reader_sees_an_older_cell_than_was_acknowledged_before() {
     const KEYS: usize = 8;
     let dir = directory();
     let (store, _) = open(dir.path(), &Config { cell_cache_bytes: 1_000_000, ..tiny() });
-    let acknowledged = AtomicI64::new(0);
-    let over = AtomicBool::new(false);
-    std::thread::scope(|scope| {
-        for first in 0..3 {
-            let (store, acknowledged, over) = (&store, &acknowledged, &over);
-            scope.spawn(move || {
-                for number in (first..).take_while(|_| !over.load(Atomic::Acquire)) {
-                    let least = acknowledged.load(Atomic::Acquire);
-                    let found = get(store, format!("again {}", number % KEYS)).map_or(0, |cell| cell.stamp.0);
-                    assert!(found >= least, "{found} was read, {least} was acknowledged before");
-                }
-            });
-        }
-        let writing = async {
-            for stamp in 1..=40 {
-                let again = (0..KEYS).map(|key| kv(format!("again {key}"), value(stamp, "again")));
-                apply_all(&store, again).await;
-                acknowledged.store(stamp, Atomic::Release);
-                fill(&store, 500, &format!("in between {stamp}")).await;
+    let acknowledged = Arc::new(AtomicI64::new(0));
+    let over = Arc::new(AtomicBool::new(false));
+    let reader = |first: usize| {
+        let (store, acknowledged, over) = (store.clone(), acknowledged.clone(), over.clone());
+        std::thread::spawn(move || {
+            for number in (first..).take_while(|_| !over.load(Atomic::Acquire)) {
+                let least = acknowledged.load(Atomic::Acquire);
+                let found = get(&store, format!("again {}", number % KEYS)).map_or(0, |cell| cell.stamp.0);
+                assert!(found >= least, "{found} was read, {least} was acknowledged before");
             }
-        };
-        tokio::task::block_in_place(|| Handle::current().block_on(writing));
-        over.store(true, Atomic::Release);
-    });
+        })
+    };
+    let readers: Vec<_> = (0..3).map(reader).collect();
+    for stamp in 1..=40 {
+        let again = (0..KEYS).map(|key| kv(format!("again {key}"), value(stamp, "again")));
+        apply_all(&store, again).await;
+        acknowledged.store(stamp, Atomic::Release);
+        fill(&store, 500, &format!("in between {stamp}")).await;
+    }
+    over.store(true, Atomic::Release);
+    readers.into_iter().for_each(|reader| reader.join().unwrap());
     quiet(&store).await;
     assert!(store.shared().stats.flushes.get() > 10);
     assert!(gauge(&store, "cell_cache_hits") > 0);
