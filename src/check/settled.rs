@@ -76,13 +76,14 @@ impl Settled {
     pub(super) fn check(&self, ledger: &Ledger, lost: &mut BTreeSet<usize>, findings: &mut Findings) {
         let none = Copies::new();
         let copies = self.copies.get(ledger.key).unwrap_or(&none);
-        self.check_places(ledger, copies, findings);
+        let collected = self.is_collected(ledger, copies);
+        self.check_places(ledger.key, copies, collected, findings);
         for (value, stamp, nodes) in distinct(copies) {
             check_origin(ledger, value, stamp, &nodes, findings);
         }
         // What is left of a deletion that was collected may be an older one: files restored from an old copy had the value
         // from before it, which was dropped there.
-        let newest = self.newest(ledger.key).filter(|_| !self.is_collected(ledger, copies));
+        let newest = self.newest(ledger.key).filter(|_| !collected);
         check_not_older(ledger, newest, copies, lost, findings);
     }
 
@@ -95,20 +96,17 @@ impl Settled {
 
     /// True if nobody holds a value and some hold nothing: a deletion that all have is dropped by each in its own time.
     fn is_collected(&self, ledger: &Ledger, copies: &Copies) -> bool {
-        let held_by = |node: &NodeId| copies.get(node).and_then(Option::as_ref);
         let replicas = self.replicas(ledger.key, copies);
         ledger.promises.deletions_collected
-            && replicas.iter().any(|node| held_by(node).is_none())
-            && replicas.iter().all(|node| held_by(node).is_none_or(|held| held.value.is_none()))
+            && replicas.iter().any(|node| held_by(copies, *node).is_none())
+            && replicas.iter().all(|node| held_by(copies, *node).is_none_or(|held| held.value.is_none()))
     }
 
-    fn check_places(&self, ledger: &Ledger, copies: &Copies, findings: &mut Findings) {
-        let key = ledger.key;
+    fn check_places(&self, key: &Bytes, copies: &Copies, collected: bool, findings: &mut Findings) {
         let replicas = self.replicas(key, copies);
-        let held_by = |node: &NodeId| copies.get(node).and_then(Option::as_ref);
-        let of_first = replicas.first().and_then(held_by);
-        if !self.is_collected(ledger, copies) && replicas.iter().any(|node| held_by(node) != of_first) {
-            let line = |node: &NodeId| format!("server {node} holds {}", tell_held(held_by(node)));
+        let of_first = replicas.first().and_then(|node| held_by(copies, *node));
+        if !collected && replicas.iter().any(|node| held_by(copies, *node) != of_first) {
+            let line = |node: &NodeId| format!("server {node} holds {}", tell_held(held_by(copies, *node)));
             findings.add(Rule::ReplicasDiffer, key, || replicas.iter().map(line).collect());
         }
         for (node, held) in copies.iter().filter(|(node, held)| held.is_some() && !replicas.contains(node)) {
@@ -121,6 +119,10 @@ impl Settled {
             });
         }
     }
+}
+
+fn held_by(copies: &Copies, node: NodeId) -> Option<&Version> {
+    copies.get(&node).and_then(Option::as_ref)
 }
 
 /// Each version that is held, and by whom.
