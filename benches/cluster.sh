@@ -59,13 +59,18 @@ refuse() {
 
 # New servers with these lines of configuration.
 cluster() {
-  stop
-  mkdir -p "$scratch"
+  fresh
   local id
-  printf '127.0.0.1:%d\n' $(seq "$first_port" $((first_port + servers - 1))) >"$nodes"
   printf '%s\n' "$@" >"$scratch/config.toml"
   for ((id = 0; id < servers; id++)); do serve "$id"; done
   for ((id = 0; id < servers; id++)); do ready "$id"; done
+}
+
+# Nothing runs and nothing is there but the addresses.
+fresh() {
+  stop
+  mkdir -p "$scratch"
+  printf '127.0.0.1:%d\n' $(seq "$first_port" $((first_port + servers - 1))) >"$nodes"
 }
 
 serve() {
@@ -76,9 +81,15 @@ serve() {
 }
 
 ready() {
-  local end=$((SECONDS + 60))
-  until [ -s "$scratch/$1/READY" ]; do
-    [ "$SECONDS" -lt "$end" ] || refuse "server $1 did not start; see $scratch/$1.log"
+  started "$1" test -s "$scratch/$1/READY"
+}
+
+# started ID COMMAND: waits until the command says so.
+started() {
+  local id=$1 end=$((SECONDS + 60))
+  shift
+  until "$@"; do
+    [ "$SECONDS" -lt "$end" ] || refuse "server $id did not start; see $scratch/$id.log"
     sleep 0.05
   done
 }

@@ -47,17 +47,13 @@ stall() {
 # Its nodes, filled, in place of the servers.
 ceiling() {
   [ -n "${TETRACHORD_BIN:-}" ] || cargo build --release --locked --example ceiling
-  stop
-  mkdir -p "$scratch"
-  printf '127.0.0.1:%d\n' $(seq "$first_port" $((first_port + servers - 1))) >"$nodes"
+  fresh
   local id
   for ((id = 0; id < servers; id++)); do
     "$bin/examples/ceiling" serve --id "$id" --nodes "$nodes" --data "$scratch/$id" >"$scratch/$id.log" 2>&1 &
     pids[$id]=$!
   done
-  for ((id = 0; id < servers; id++)); do
-    until grep -qs ready "$scratch/$id.log"; do sleep 0.05; done
-  done
+  for ((id = 0; id < servers; id++)); do started "$id" grep -qs ready "$scratch/$id.log"; done
   "$bin/examples/ceiling" load --nodes "$nodes" --what fill --keys "$keys" >/dev/null
 }
 

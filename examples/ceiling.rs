@@ -31,7 +31,7 @@ use hdrhistogram::Histogram;
 use tetrachord::nodes::{Address, Nodes};
 use tetrachord::stress::{End, Next, Pace};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::tcp::OwnedReadHalf;
+use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Notify, mpsc};
 use tokio::task::{LocalSet, spawn_local};
@@ -186,7 +186,7 @@ impl Outbox {
         self.0.1.notify_one();
     }
 
-    async fn write_all(self, mut writer: tokio::net::tcp::OwnedWriteHalf) -> io::Result<()> {
+    async fn write_all(self, mut writer: OwnedWriteHalf) -> io::Result<()> {
         loop {
             self.0.1.notified().await;
             tokio::task::yield_now().await;
@@ -468,6 +468,12 @@ fn write_log(
 
 // ------------------------------------------------------------------------------------------------ the load
 
+async fn dial(address: &Address) -> io::Result<(OwnedReadHalf, OwnedWriteHalf)> {
+    let stream = TcpStream::connect((address.host.as_str(), address.port)).await?;
+    stream.set_nodelay(true)?;
+    Ok(stream.into_split())
+}
+
 struct Load {
     what: What,
     /// When operations are due, where that does not depend on the answers.
@@ -517,9 +523,7 @@ impl Load {
 
     /// One connection: as many calls under way as asked for, each answer followed by the next call.
     async fn connection(self: Rc<Self>, address: Address, mut random: fastrand::Rng) -> io::Result<()> {
-        let stream = TcpStream::connect((address.host.as_str(), address.port)).await?;
-        stream.set_nodelay(true)?;
-        let (mut reader, mut writer) = stream.into_split();
+        let (mut reader, mut writer) = dial(&address).await?;
         let mut began = vec![Instant::now(); self.outstanding];
         let (mut outbox, mut inbox) = (Vec::new(), BytesMut::new());
         (0..self.outstanding as u64).for_each(|slot| self.call(slot, &mut random, &mut outbox));
@@ -556,9 +560,7 @@ impl Load {
         mut random: fastrand::Rng,
         pace: &Pace,
     ) -> io::Result<()> {
-        let stream = TcpStream::connect((address.host.as_str(), address.port)).await?;
-        stream.set_nodelay(true)?;
-        let (mut reader, mut writer) = stream.into_split();
+        let (mut reader, mut writer) = dial(&address).await?;
         let (mut outbox, mut inbox) = (Vec::new(), BytesMut::new());
         loop {
             let (waited, counted) = match pace.next(tokio::time::Instant::now()).await {
