@@ -1,7 +1,8 @@
 //! What a server counts: requests by kind and outcome, hints, repairs, batches, latencies.
 //!
 //! Counters are written from anywhere without a lock; latencies go into small histograms behind a lock held for
-//! nanoseconds. Names are what `stats` on the wire and in the inspector show: `_us` are microseconds, `_bytes` bytes.
+//! nanoseconds. Names are what `stats` on the wire and in the inspector show: `_us` are microseconds; bytes
+//! have it in their name.
 //!
 //! Not here: states that somebody owns (queue depths, memory, hints held); their owners report them.
 
@@ -174,7 +175,7 @@ stats! {
         commits
         /// Transactions of the commit log that failed.
         commits_failed
-        /// Transactions of data.db: what flushes write, in pieces.
+        /// Transactions in which flushes wrote to data.db.
         flush_commits
         /// Write-ahead logs copied into log.db or data.db, with an fsync of each of the two files.
         checkpoints

@@ -100,6 +100,24 @@ fn nothing_is_left_half_done() {
 }
 
 #[test]
+fn what_stats_lists_is_counted() {
+    let sources = sources();
+    let tests = test_files(&sources);
+    let is_test = |name: &str| tests.contains(name) || name.contains("/tests/");
+    let (stats, others): (Vec<&Source>, Vec<&Source>) = sources
+        .iter()
+        .filter(|source| !is_test(&source.name))
+        .partition(|source| source.name == "src/stats.rs");
+    let listed = listed_stats(&stats[0].code);
+    assert!(listed.len() > 10, "src/stats.rs lists what is counted");
+    let is_counted = |name: &str| others.iter().any(|source| uses_field(&without_tests(&source.code), name));
+    let uncounted = listed.into_iter().filter(|name| !is_counted(name));
+    assert_none(
+        uncounted.map(|name| format!("{name} stands in src/stats.rs, but nothing counts it")).collect(),
+    );
+}
+
+#[test]
 fn functions_fit_on_a_screen_or_two() {
     let mut findings = Findings::new();
     let mut long = BTreeMap::new();
@@ -603,6 +621,20 @@ fn tokens(code: &str) -> Vec<(&str, usize)> {
     found
 }
 
+/// The names in `stats! { … }`: each stands alone on its line.
+fn listed_stats(code: &str) -> Vec<&str> {
+    let block =
+        code.split_once("\nstats! {").and_then(|(_, rest)| rest.split_once("\n}")).map(|(block, _)| block);
+    let lines = block.unwrap_or_default().lines().map(str::trim);
+    lines.filter(|line| !line.is_empty() && line.chars().all(is_word)).collect()
+}
+
+/// True if a field of this name is used: `.name`, and no longer name.
+fn uses_field(code: &str, name: &str) -> bool {
+    let field = format!(".{name}");
+    code.match_indices(&field).any(|(at, _)| !code[at + field.len()..].starts_with(is_word))
+}
+
 /// The code with the insides of `#[cfg(test)] mod … { … }` blanked.
 fn without_tests(code: &str) -> String {
     let mut out = code.to_owned();
@@ -848,6 +880,14 @@ mod each_check_can_fail {
         let text = "use std::time::SystemTime;";
         assert!(banned_paths(&Source::new("src/clock.rs", text), &mut BTreeSet::new()).is_empty());
         assert!(!banned_paths(&Source::new("src/clocks.rs", text), &mut BTreeSet::new()).is_empty());
+    }
+
+    #[test]
+    fn what_is_listed_is_counted_by_its_whole_name() {
+        let code = "macro_rules! stats { }\n\nstats! {\n    counters {\n        writes\n        reads\n    }\n}\nfn no() {}";
+        assert_eq!(listed_stats(code), ["writes", "reads"]);
+        assert!(uses_field("self.stats.writes.count();", "writes"));
+        assert!(!uses_field("self.stats.writes_ok.count(); writes()", "writes"));
     }
 
     #[test]

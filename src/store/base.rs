@@ -104,7 +104,7 @@ impl Base {
             disk,
             readers: Mutex::new(Readers { idle: Vec::new(), open: 0 }),
             returned: Condvar::new(),
-            readers_max: config.worker_threads + 2, // the log's writer and whoever inspects
+            readers_max: config.worker_threads + 2, // the log's writer; whoever inspects or collects
             cache_bytes: config.base_cache_bytes,
             mmap_bytes: config.base_mmap_bytes,
             largest: AtomicI64::new(largest),
@@ -318,7 +318,7 @@ impl BaseWriter {
         Ok(())
     }
 
-    /// Gives some free pages back to the file system, if there are many. True if there may be more. A file that was made
+    /// Gives so many free pages back to the file system, if there are many, in one transaction. True if there may be more. A file that was made
     /// before pages could be given back only uses them again.
     pub fn give_back(&mut self, pages: usize, free_min: usize) -> Result<bool, StoreError> {
         let reading = |source| StoreError::reading(&self.base.path, source);
@@ -329,11 +329,20 @@ impl BaseWriter {
         if free < free_min as i64 || number("auto_vacuum")? == 0 {
             return Ok(false);
         }
-        self.connection
-            .execute_batch(&format!("PRAGMA incremental_vacuum({pages})"))
-            .map_err(|source| self.failed(source))?;
-        self.unchecked_bytes += pages * FORMAT.page_bytes as usize;
-        Ok(number("freelist_count")? < free)
+        let write = || -> rusqlite::Result<()> {
+            sqlite::run(&self.connection, "BEGIN IMMEDIATE")?;
+            let mut vacuum =
+                self.connection.prepare_cached(&format!("PRAGMA incremental_vacuum({pages})"))?;
+            let mut steps = vacuum.query([])?;
+            while steps.next()?.is_some() {} // a page each
+            drop(steps);
+            drop(vacuum);
+            sqlite::run(&self.connection, "COMMIT")
+        };
+        write().map_err(|source| self.failed(source))?;
+        let freed = free - number("freelist_count")?;
+        self.unchecked_bytes += freed.max(0) as usize * FORMAT.page_bytes as usize;
+        Ok(freed > 0)
     }
 
     /// Copies the write-ahead log into the file, which then takes no more space than it needs.

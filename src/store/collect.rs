@@ -38,14 +38,14 @@ impl Collecting {
     pub fn step(&mut self, shared: &Shared, base: &mut BaseWriter) -> Result<ControlFlow<()>, StoreError> {
         if let Some(at) = self.at.take() {
             self.at = self.walk(at, shared, base)?;
-            base.checkpoint_if_due()?;
+            shared.stats.checkpoints.add(u64::from(base.checkpoint_if_due()?));
             return Ok(ControlFlow::Continue(()));
         }
         if base.give_back(GIVE_BACK_PAGES, FREE_PAGES_MIN)? {
-            base.checkpoint_if_due()?;
+            shared.stats.checkpoints.add(u64::from(base.checkpoint_if_due()?));
             return Ok(ControlFlow::Continue(()));
         }
-        base.checkpoint_now()?;
+        shared.stats.checkpoints.add(u64::from(base.checkpoint_now()?));
         if self.dropped > 0 {
             log::info!("{} dead cells were collected and dropped from data.db", self.dropped);
         }

@@ -23,7 +23,7 @@ use super::collect::Collecting;
 use super::drive::{Turn, Worker};
 use super::memtable::{Frozen, Memtable};
 use super::sqlite::{self, Fault, OpenError, StoreError};
-use super::{Ending, Shared};
+use super::{BaseJob, Ending, Remember, Shared, horizon_numbers};
 use crate::answer::Failure;
 use crate::cell::Stamp;
 use crate::config::Config;
@@ -37,6 +37,9 @@ const RETRY: Duration = Duration::from_secs(1);
 /// How many times as long as a transaction took the flusher rests after it, as long as there is time: no more than a
 /// tenth of a processor is taken from those who answer.
 const REST_TIMES: u32 = 9;
+
+/// The shortest rest, so that simulations rest too: there a transaction takes no time.
+const REST_MIN: Duration = Duration::from_millis(1);
 
 /// The longest rest: what took long took it waiting, for the disk or because the whole process stood still.
 const REST_MAX: Duration = Duration::from_secs(1);
@@ -95,12 +98,9 @@ impl Flusher {
             Some(job.frozen.upto),
         )?;
         job.cells += step.cells;
-        let checkpointed = self.base.checkpoint_if_due().or_else(|error| match fault_of(&error) {
-            Fault::Full | Fault::Busy => Ok(false), // the write-ahead log keeps it until there is space
-            Fault::Damaged | Fault::Other => Err(error),
-        })?;
         self.shared.stats.flush_commits.count();
-        self.shared.stats.checkpoints.add(u64::from(checkpointed));
+        self.shared.health.flush_works();
+        self.checkpoint_if_due()?;
         match step.next {
             Some(next) => {
                 job.next = next;
@@ -108,6 +108,15 @@ impl Flusher {
             }
             None => Ok(ControlFlow::Break(())),
         }
+    }
+
+    fn checkpoint_if_due(&mut self) -> Result<(), StoreError> {
+        let checkpointed = self.base.checkpoint_if_due().or_else(|error| match fault_of(&error) {
+            Fault::Full | Fault::Busy => Ok(false), // the write-ahead log keeps it until there is space
+            Fault::Damaged | Fault::Other => Err(error),
+        })?;
+        self.shared.stats.checkpoints.add(u64::from(checkpointed));
+        Ok(())
     }
 
     /// How long to rest before the next step of the job; `None` if it is due.
@@ -131,7 +140,6 @@ impl Flusher {
         self.base.base().forget_cells(); // before the newer ones are not in memory any more
         let dropped = self.shared.view.memory.write().expect("no panic while it is held").frozen.take();
         self.shared.flushed_upto.store(frozen.upto, Atomic::Release);
-        self.shared.health.flush_works();
         self.shared.writer_bell.ring();
         drop((dropped, frozen)); // a large tree to take down, so not under the lock
     }
@@ -160,6 +168,7 @@ impl Worker for Flusher {
         self.shared.meddle_with_base(self.base.connection());
         if self.shared.ending() >= Ending::FlusherEnds {
             if self.shared.ending() == Ending::FlusherEnds
+                && self.shared.health.latched().is_none()
                 && let Err(error) = self.base.checkpoint_to_close()
             {
                 log::warn!("data.db keeps its write-ahead log: {error}"); // which is part of it: nothing is lost
@@ -167,6 +176,7 @@ impl Worker for Flusher {
             return Turn::Ended;
         }
         if self.shared.health.latched().is_some() {
+            self.shared.refuse_base_jobs();
             return Turn::Wait(None);
         }
         if let Some(turn) = self.remember() {
@@ -182,7 +192,8 @@ impl Worker for Flusher {
         let began = Instant::now();
         match self.step(&mut job) {
             Ok(ControlFlow::Continue(())) => {
-                job.rests_until = Some(Instant::now() + (began.elapsed() * REST_TIMES).min(REST_MAX));
+                job.rests_until =
+                    Some(Instant::now() + (began.elapsed() * REST_TIMES).clamp(REST_MIN, REST_MAX));
                 self.job = Some(job);
                 Turn::Again
             }
@@ -201,22 +212,30 @@ impl Worker for Flusher {
 impl Flusher {
     /// Writes the numbers that somebody waits for.
     fn remember(&mut self) -> Option<Turn> {
-        let job = self.shared.base_jobs.lock().expect("no panic while it is held").pop_front()?;
-        match self.base.remember(&job.numbers) {
-            Ok(()) => {
-                if let Some((index, horizon)) = job.collected {
-                    self.shared.ranges.collected(index, horizon);
-                    self.shared.drop_collected();
-                }
-                self.shared.remembered.lock().expect("no panic while it is held").extend(job.numbers);
-                job.to.send(Ok(()));
-                Some(Turn::Again)
+        let BaseJob { what, to } =
+            self.shared.base_jobs.lock().expect("no panic while it is held").pop_front()?;
+        let (numbers, collected) = match what {
+            Remember::Numbers(numbers) => (numbers, None),
+            Remember::Collected(index, horizon) => {
+                // Who asked may not have known of the last one.
+                let horizon = self.shared.ranges.horizon(index).or(horizon);
+                (horizon_numbers(index, horizon), Some((index, horizon)))
             }
-            Err(error) => {
-                job.to.send(Err(Failure::Refused(said(&error).into())));
-                Some(self.fail_in_background(&error))
-            }
+        };
+        if let Err(error) = self.base.remember(&numbers) {
+            to.send(Err(Failure::Refused(said(&error).into())));
+            return Some(self.fail_in_background("numbers are not remembered", &error));
         }
+        if let Some((index, horizon)) = collected {
+            self.shared.ranges.collected(index, horizon);
+            self.shared.drop_collected();
+        }
+        self.shared.remembered.lock().expect("no panic while it is held").extend(numbers);
+        to.send(Ok(()));
+        Some(match self.checkpoint_if_due() {
+            Ok(()) => Turn::Again,
+            Err(error) => self.fail_in_background("its write-ahead log is kept", &error),
+        })
     }
 
     /// One step of dropping what was collected, when there is nothing to flush.
@@ -235,15 +254,15 @@ impl Flusher {
                 Turn::Again
             }
             Ok(ControlFlow::Break(())) => Turn::Again,
-            Err(error) => self.fail_in_background(&error),
+            Err(error) => self.fail_in_background("dead cells are not dropped", &error),
         }
     }
 
-    /// What nobody's write waits for has failed: it is tried again with the next collection.
-    fn fail_in_background(&mut self, error: &StoreError) -> Turn {
+    /// What nobody's write waits for has failed: who wants it asks again, the next collection drops what this one did not.
+    fn fail_in_background(&mut self, what: &str, error: &StoreError) -> Turn {
         match fault_of(error) {
             Fault::Full | Fault::Busy => {
-                log::warn!("data.db: dead cells are not dropped for now: {}", said(error));
+                log::warn!("data.db: {what} for now: {}", said(error));
                 Turn::Wait(Some(RETRY))
             }
             Fault::Damaged | Fault::Other => {
@@ -264,6 +283,7 @@ impl Drop for Flusher {
         if thread::panicking() {
             self.shared.latch("the flusher failed; this is a bug, see the log");
         }
+        self.shared.refuse_base_jobs();
     }
 }
 

@@ -306,7 +306,7 @@ impl Leaves {
         self.index().tables.iter().copied().collect()
     }
 
-    /// These cells were committed, and readers see them.
+    /// These cells were committed, and readers see them from now on: called under the lock under which they are merged.
     pub fn written<'a>(&self, cells: impl Iterator<Item = &'a [u8]>) {
         let mut index = self.index();
         if index.tokens.is_empty() {

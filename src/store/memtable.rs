@@ -137,6 +137,11 @@ impl Memory {
         Memory { logged_bytes: active.bytes, active, ..Memory::default() }
     }
 
+    /// True if it can take more: the active memtable is not full, or can be frozen.
+    pub fn has_room(&self, memtable_bytes_max: usize, log_bytes_max: usize) -> bool {
+        self.frozen.is_none() || self.fullness(memtable_bytes_max, log_bytes_max) < 1.0
+    }
+
     /// True if what is active is to be flushed before it takes more.
     pub fn is_full(&self, memtable_bytes_max: usize, log_bytes_max: usize) -> bool {
         self.active.len() > 0 && self.fullness(memtable_bytes_max, log_bytes_max) >= 1.0
@@ -332,6 +337,20 @@ mod tests {
         assert_eq!(memory.get(b"a").unwrap().stamp, Stamp(4));
         assert_eq!(memory.active.bytes(), entry_bytes(&packed(b"a", 4, b"newer")));
         assert_eq!(memory.merge(packed(b"a", 2, b"late")), Some(Stamp(4)), "the newest of those that win");
+    }
+
+    #[test]
+    fn rows_of_which_nothing_stays_fill_the_log_as_well() {
+        let mut memory = Memory::default();
+        memory.merge(packed(b"a", 3, b"frozen"));
+        memory.freeze(7);
+        for _ in 0..100 {
+            memory.merge(packed(b"a", 2, b"late"));
+        }
+        assert_eq!(memory.active.len(), 0);
+        assert!(!memory.has_room(1_000_000, 1_000), "until the frozen ones are flushed");
+        memory.frozen = None;
+        assert!(memory.has_room(1_000_000, 1_000));
     }
 
     #[test]

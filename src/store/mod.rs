@@ -10,7 +10,8 @@
 //!   - A cell is in memory only if a file has it: no reader sees a value that a crash then takes away.
 //!   - Memory and data.db together are the fold (`cell::merge`) of all that was logged.
 //!   - All cells of a mutation become visible at once.
-//!   - Memory is bounded by configuration: the queue, two memtables (each with at most one batch more), page caches.
+//!   - Memory is bounded by configuration: the queue, two memtables (each with at most one batch more), page caches,
+//!     the cells of data.db that are kept.
 //!   - Damage is reported, never skipped: see `commit_log` for how it is found.
 //!
 //! data.db is written with `synchronous=FULL` whatever the durability: because of it the log forgets, so it must not
@@ -157,12 +158,20 @@ struct Shared {
     base_meddle: Mutex<Option<queue::Meddle>>,
 }
 
-/// Something to be remembered in data.db.
+/// Something to be remembered in data.db, and who waits for it.
 struct BaseJob {
-    numbers: Vec<(String, i64)>,
-    /// What the numbers mean for a range.
-    collected: Option<(usize, Horizon)>,
+    what: Remember,
     to: AnswerTo<Result<(), Failure>>,
+}
+
+enum Remember {
+    Numbers(Vec<(String, i64)>),
+    /// That a range is collected as far as this, if it was not farther already.
+    Collected(usize, Horizon),
+}
+
+fn horizon_numbers(range: usize, horizon: Horizon) -> Vec<(String, i64)> {
+    vec![(collected_name(range), horizon.stamp.0), (expired_name(range), horizon.expired_s)]
 }
 
 fn collected_name(range: usize) -> String {
@@ -322,9 +331,7 @@ impl Store {
     /// Dead cells of this range that the horizon covers count as gone, for good; answered when that is durable. Their
     /// space is given back bit by bit.
     pub fn collect_range(&self, index: usize, horizon: Horizon, to: AnswerTo<Result<(), Failure>>) {
-        let numbers =
-            vec![(collected_name(index), horizon.stamp.0), (expired_name(index), horizon.expired_s)];
-        self.push_base_job(BaseJob { numbers, collected: Some((index, horizon)), to });
+        self.push_base_job(BaseJob { what: Remember::Collected(index, horizon), to });
     }
 
     /// Drops dead cells that count as gone, in the background, and gives their space back.
@@ -344,7 +351,7 @@ impl Store {
 
     /// Remembers numbers for good; answered when they are durable.
     pub fn remember(&self, numbers: Vec<(String, i64)>, to: AnswerTo<Result<(), Failure>>) {
-        self.push_base_job(BaseJob { numbers, collected: None, to });
+        self.push_base_job(BaseJob { what: Remember::Numbers(numbers), to });
     }
 
     /// How many rows were ever logged here: those of the log and those it has forgotten.
@@ -353,11 +360,13 @@ impl Store {
     }
 
     fn push_base_job(&self, job: BaseJob) {
-        if let Some(reason) = self.shared().health.latched() {
-            return job.to.send(Err(Failure::Refused(reason.to_string().into())));
+        let shared = self.shared();
+        shared.base_jobs.lock().expect("no panic while it is held").push_back(job);
+        // Looked at only now: a flusher that ends in between refuses what it finds, and may have looked before.
+        if shared.takes_no_base_jobs() {
+            shared.refuse_base_jobs();
         }
-        self.shared().base_jobs.lock().expect("no panic while it is held").push_back(job);
-        self.shared().flusher_bell.ring();
+        shared.flusher_bell.ring();
     }
 
     /// The tables of which there are cells, as far as was seen since [`Store::cut_leaves`].
@@ -544,6 +553,20 @@ impl Shared {
         self.writer_bell.ring();
     }
 
+    /// True if the flusher carries out none any more.
+    fn takes_no_base_jobs(&self) -> bool {
+        self.health.latched().is_some() || self.ending() >= Ending::FlusherEnds
+    }
+
+    /// Answers all that wait for data.db to remember something: it will not.
+    fn refuse_base_jobs(&self) {
+        let jobs = std::mem::take(&mut *self.base_jobs.lock().expect("no panic while it is held"));
+        for job in jobs {
+            let reason = self.health.latched().unwrap_or_else(|| "this server is stopping".into());
+            job.to.send(Err(Failure::Refused(reason.to_string().into())));
+        }
+    }
+
     fn ending(&self) -> Ending {
         let endings = [Ending::No, Ending::Drain, Ending::FlusherEnds, Ending::Now];
         endings[usize::from(self.ending.load(Atomic::Acquire))]
@@ -561,6 +584,7 @@ impl Shared {
             log::error!("{reason}; no more writes are taken until this server is restarted, reads go on");
         }
         self.writer_bell.ring(); // whoever waits is to be told
+        self.flusher_bell.ring();
     }
 
     #[cfg(test)]

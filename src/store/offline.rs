@@ -57,7 +57,7 @@ impl Offline {
         self.view.page(after, upto, cells_max)
     }
 
-    /// The digest of such a run, as a running server would answer.
+    /// The digest of such a run, as a running server would answer that has collected nothing.
     pub fn digest(
         &self,
         after: &[u8],

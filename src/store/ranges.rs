@@ -84,16 +84,19 @@ impl Ranges {
         self.highest.fetch_max(highest, Ordering::AcqRel);
     }
 
-    /// From now on the range takes no writes up to this stamp.
+    /// From now on the range takes no writes up to this stamp, or up to a larger one if that was said before: two who lead
+    /// it may ask at once.
     pub fn close(&self, index: usize, upto: Stamp) {
         self.highest.fetch_max(upto.0, Ordering::AcqRel);
-        self.inner.write().expect("no panic while it is held").closed[index] = upto;
+        let closed = &mut self.inner.write().expect("no panic while it is held").closed[index];
+        *closed = upto.max(*closed);
     }
 
-    /// The range is collected so far.
+    /// The range is collected so far, or farther if it was before.
     pub fn collected(&self, index: usize, horizon: Horizon) {
         self.highest.fetch_max(horizon.stamp.0, Ordering::AcqRel);
-        self.inner.write().expect("no panic while it is held").horizons[index] = horizon;
+        let known = &mut self.inner.write().expect("no panic while it is held").horizons[index];
+        *known = horizon.or(*known);
     }
 
     /// Up to where the range is collected.
@@ -187,6 +190,15 @@ mod tests {
             assert_eq!(ranges.admit(&[137], Stamp(stamp), origin), admitted, "{stamp} {origin:?}");
             assert_eq!(ranges.admit(&[0], Stamp(stamp), origin), Admission::Take, "another range");
         }
+    }
+
+    #[test]
+    fn what_was_closed_and_collected_stays_so() {
+        let ranges = ranges();
+        ranges.close(2, Stamp(15));
+        ranges.collected(2, Horizon { stamp: Stamp(8), expired_s: 6 });
+        assert_eq!(ranges.admit(&[137], Stamp(20), Origin::Write), Admission::Above(Stamp(20)));
+        assert_eq!(ranges.horizon(2), Horizon { stamp: Stamp(10), expired_s: 6 });
     }
 
     #[test]

@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use rusqlite::config::DbConfig;
 use rusqlite::types::ValueRef;
-use rusqlite::{Connection, ErrorCode, OpenFlags, Row};
+use rusqlite::{Connection, ErrorCode, OpenFlags, Row, ffi};
 
 use super::disk::Disk;
 
@@ -242,10 +242,15 @@ pub(super) fn open_to_read(
     Ok(connection)
 }
 
-/// Copies the write-ahead log into the database. `how`: PASSIVE (what no reader prevents) or TRUNCATE.
+/// Copies the write-ahead log into the database. `how`: PASSIVE (what no reader prevents) or TRUNCATE (all, or an error).
 pub(super) fn checkpoint(connection: &Connection, how: &str) -> rusqlite::Result<()> {
     let mut statement = connection.prepare_cached(&format!("PRAGMA wal_checkpoint({how})"))?;
-    statement.query_row([], |_| Ok(()))
+    let blocked: bool = statement.query_row([], |row| row.get(0))?; // which SQLite does not call an error
+    if blocked {
+        let why = "another program uses it; end that and try again".to_owned();
+        return Err(rusqlite::Error::SqliteFailure(ffi::Error::new(ffi::SQLITE_BUSY), Some(why)));
+    }
+    Ok(())
 }
 
 /// What a crash left in the write-ahead log may be in memory only, if its fsync had failed, and what is written after it

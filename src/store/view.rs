@@ -97,7 +97,7 @@ fn hash_parts(parts: [&[u8]; 4]) -> u128 {
 pub(super) struct View {
     pub memory: RwLock<Memory>,
     pub base: Arc<Base>,
-    /// Dead cells that count as gone are not shown, wherever they still lie.
+    /// Which dead cells count as gone: a get does not show them, wherever they still lie.
     pub ranges: Arc<Ranges>,
 }
 

@@ -7,7 +7,7 @@
 //!
 //! When the log fails:
 //!   - no space, or somebody's lock: the transaction is undone, everybody in it hears *refused, nothing was stored*, and
-//!     the next one tries again. Without requests an empty one tries once a second, so that the reason goes away.
+//!     the next one tries again. Without requests one that leaves no trace tries once a second, so that the reason goes away.
 //!   - anything else (I/O error, failed fsync, damage): no more writes until a restart. What the operating system holds
 //!     of the file cannot be trusted any more. If it failed while committing, the answer is *unknown*.
 
@@ -22,9 +22,10 @@ use tokio::time::Instant;
 
 use super::commit_log::{CommitFailed, CommitLog, Committed};
 use super::drive::{Turn, Worker};
+use super::hint_log::HintChange;
 use super::leaves;
 use super::mark::Mark;
-use super::memtable::{Memory, Packed, pack};
+use super::memtable::{Packed, pack};
 use super::queue::Request;
 use super::ranges::{Admission, Origin};
 use super::sqlite::{self, Fault};
@@ -38,7 +39,7 @@ use crate::mutation::Mutation;
 /// Cells merged under one hold of the memtable's lock, so that readers get in between.
 const CELLS_PER_HOLD: usize = 256;
 
-/// How often an empty transaction tries whether the disk has space again.
+/// How often a transaction that leaves no trace tries whether the disk has space again.
 const PROBE: Duration = Duration::from_secs(1);
 
 /// The one who writes log.db.
@@ -223,6 +224,8 @@ impl Writer {
         for change in &committed.hints {
             change.note(&mut totals);
         }
+        let stored = committed.hints.iter().filter(|change| matches!(change, HintChange::Stored { .. }));
+        self.shared.stats.hints_stored.add(stored.count() as u64);
     }
 
     /// Merges the batch into the memtable. For each mutation in order: the largest stamp that wins against it.
@@ -358,7 +361,8 @@ impl Writer {
             self.shared.flusher_bell.ring();
             return;
         }
-        if (self.is_full(&memory) || wanted) && memory.frozen.is_none() {
+        let full = memory.is_full(self.memtable_bytes_max, self.log_bytes_max);
+        if (full || wanted) && memory.frozen.is_none() {
             self.shared.flush_wanted.store(false, Atomic::Release);
             memory.freeze(self.log.last());
             self.shared.flusher_bell.ring();
@@ -366,11 +370,8 @@ impl Writer {
     }
 
     fn has_room(&self) -> bool {
-        !self.is_full(&self.shared.view.memory.read().expect("no panic while it is held"))
-    }
-
-    fn is_full(&self, memory: &Memory) -> bool {
-        memory.is_full(self.memtable_bytes_max, self.log_bytes_max)
+        let memory = self.shared.view.memory.read().expect("no panic while it is held");
+        memory.has_room(self.memtable_bytes_max, self.log_bytes_max)
     }
 
     /// Both memtables are full. Callers wait and, once the queue is full, are refused; if the flush does not get on,
@@ -406,9 +407,20 @@ impl Writer {
 
     /// Tries whether the log takes writes again, once some time has passed since it did not.
     fn probe_or_wait(&mut self) -> Turn {
-        if self.probe_due && self.log.probe().is_ok() {
-            self.out_of_trouble();
-            return Turn::Again;
+        if self.probe_due {
+            match self.log.probe() {
+                Ok(()) => {
+                    self.out_of_trouble();
+                    return Turn::Again;
+                }
+                Err(source) => match sqlite::fault(&source) {
+                    Fault::Full | Fault::Busy => {}
+                    Fault::Damaged | Fault::Other => {
+                        self.shared.latch(&format!("log.db failed: {source}; restart the server"));
+                        return Turn::Again;
+                    }
+                },
+            }
         }
         self.probe_due = true;
         self.wait_or_end(Some(PROBE))

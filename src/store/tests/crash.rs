@@ -139,6 +139,7 @@ async fn a_stopped_directory_is_read_without_changing_it() {
     let (store, _) = open(dir.path(), &tiny());
     fill(&store, 700, "key").await;
     hint(&store, 3, kv("h", value(1, "v")), 5).await.unwrap();
+    assert_eq!(store.shared().stats.hints_stored.get(), 1);
     quiet(&store).await;
     fill(&store, 5, "in the log only").await;
     let expected = everything(&store, 1000);

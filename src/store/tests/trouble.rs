@@ -152,3 +152,96 @@ async fn a_store_that_goes_abandons_what_waits() {
     drop(store);
     assert_eq!(answers.next().await.unwrap().1, ApplyAnswer::Failed(Failure::Abandoned));
 }
+
+fn number(value: i64) -> Vec<(String, i64)> {
+    vec![("a number".to_owned(), value)]
+}
+
+/// The flusher is a task: what is asked before the test awaits, it finds when all has happened.
+#[tokio::test]
+async fn who_waits_for_a_number_to_be_remembered_is_answered_whatever_happens() {
+    let dir = directory();
+    let (store, _) = try_open(dir.path(), &tiny(), Drive::task()).unwrap();
+    let mut answers = Answers::default();
+    store.remember(number(1), answers.expect(HERE));
+    store.shared().latch("a disk that cannot be trusted");
+    store.remember(number(2), answers.expect(HERE));
+    for _ in 0..2 {
+        let (_, answer) = answers.next().await.unwrap();
+        assert_eq!(answer, Err(Failure::Refused("a disk that cannot be trusted".into())));
+    }
+    drop(store);
+    let (store, _) = try_open(dir.path(), &tiny(), Drive::task()).unwrap();
+    assert_eq!(store.remembered("a number"), None);
+    ask_one(HERE, |to| store.remember(number(3), to)).await.unwrap();
+    store.close().await;
+    let answer = ask_one(HERE, |to| store.remember(number(4), to)).await;
+    assert_eq!(answer, Err(Failure::Refused("this server is stopping".into())));
+}
+
+#[tokio::test]
+async fn an_older_horizon_that_comes_late_takes_nothing_back() {
+    let dir = directory();
+    let (store, _) = open(dir.path(), &tiny());
+    store.cut_leaves(vec![vec![0xff]]).unwrap();
+    for (stamp, expired_s) in [(100, 5), (60, 7)] {
+        let horizon = Horizon { stamp: Stamp(stamp), expired_s };
+        ask_one(HERE, |to| store.collect_range(0, horizon, to)).await.unwrap();
+    }
+    assert_eq!(store.horizon(0), Horizon { stamp: Stamp(100), expired_s: 7 });
+    assert_eq!(store.remembered(&collected_name(0)), Some(100));
+    assert_eq!(store.remembered(&expired_name(0)), Some(7));
+}
+
+#[tokio::test]
+async fn numbers_that_are_remembered_do_not_make_the_write_ahead_log_grow() {
+    let dir = directory();
+    let (store, _) = open(dir.path(), &tiny());
+    for value in 0..300 {
+        ask_one(HERE, |to| store.remember(number(value), to)).await.unwrap();
+    }
+    let bytes = std::fs::metadata(dir.path().join("data.db-wal")).unwrap().len();
+    assert!(
+        bytes < 300 * 8192,
+        "{bytes} bytes are a page for each number: it was never copied into the file"
+    );
+}
+
+/// A shell that reads the log while a server starts: the write-ahead log cannot be ended, and nothing may follow it.
+#[tokio::test]
+async fn a_log_that_another_program_holds_is_not_written_on() {
+    let dir = directory();
+    let (store, _) = open(dir.path(), &tiny());
+    apply_all(&store, [kv("a", value(1, "v"))]).await;
+    let image = copy_of(dir.path()); // as a kill leaves it
+    let shell = Connection::open(image.path().join("log.db")).unwrap();
+    shell.execute_batch("BEGIN; SELECT count(*) FROM log;").unwrap();
+    let refused =
+        try_open(image.path(), &tiny(), Drive::Thread).err().expect("the shell still reads").to_string();
+    assert!(refused.contains("another program uses it"), "{refused}");
+    drop(shell);
+    let (again, _) = open(image.path(), &tiny());
+    assert_eq!(get(&again, "a"), Some(value(1, "v")));
+}
+
+#[tokio::test]
+async fn free_pages_are_given_back_many_in_one_transaction() {
+    let dir = directory();
+    let config = Config::default();
+    let mut base = base::open(dir.path(), &config, &Disk::real()).unwrap();
+    let keys: Vec<Vec<u8>> =
+        (0..4_000u32).map(|number| crate::key::encode(KV_TABLE, &number.to_be_bytes(), b"")).collect();
+    let mut cell = Vec::new();
+    value(1, [0; 1_000]).encode(&mut cell);
+    base.write(keys.iter().map(|key| (&key[..], &cell[..])), Stamp(1), Stamp(i64::MIN), None).unwrap();
+    base.drop_cells(&keys).unwrap();
+    let free = |base: &BaseWriter| -> i64 {
+        base.connection().pragma_query_value(None, "freelist_count", |row| row.get(0)).unwrap()
+    };
+    let before = free(&base);
+    assert!(before > 300, "{before}");
+    assert!(base.give_back(100, 64).unwrap());
+    assert_eq!(free(&base), before - 100);
+    while base.give_back(100, 64).unwrap() {}
+    assert!(free(&base) < 64);
+}
