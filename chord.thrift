@@ -178,7 +178,7 @@ struct Description {
 }
 
 struct Stats {
-  1: map<string, i64> values  // name to count, or to microseconds where the name ends in _us, bytes in _bytes
+  1: map<string, i64> values  // name to count, or to microseconds where the name ends in _us
 }
 
 service Tetrachord {

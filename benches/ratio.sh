@@ -4,7 +4,7 @@
 # operation takes of the processors: of the servers, and of the whole machine with the load and the kernel, beside the
 # ceiling's.
 #
-#   benches/ratio.sh                       5 rounds of 5 seconds each: about 20 minutes
+#   benches/ratio.sh                       5 rounds of 5 seconds each: about a quarter of an hour
 #   benches/ratio.sh --rounds 3 --seconds 10 --shapes "put:64x1 get-one:4x64" --value-bytes 1024
 #   benches/ratio.sh --durability process-crash --shapes put:64x1
 #

@@ -1,7 +1,8 @@
 //! Every number a server runs by: unit, default, reason. `server --print-config` prints this table as the TOML file
 //! it also reads; the texts below are the comments of that file.
 //!
-//! Every queue, buffer and count has its bound here, and every wait its deadline.
+//! Every queue, buffer and count has its bound here, and every wait its deadline; but for what nobody would change, which
+//! stands beside what it bounds.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -208,7 +209,8 @@ settings! {
         speculative_retry_min_ms: u64 = 5, 0 to 3_600_000;
     }
     "hints" {
-        /// Keep hints for absent replicas and deliver them when they return. Without it, only read repair mends them.
+        /// Keep hints for absent replicas and deliver them when they return. Without it reads and
+        /// reconciliation mend them.
         handoff: bool = true;
         /// Seconds of absence after which no more hints are kept for a server (3 hours, as in Cassandra), counted from
         /// when this server last saw it, or started.
@@ -247,9 +249,9 @@ settings! {
         reconcile_batch_bytes: usize = 1_048_576, 1_000 to 100_000_000;
         /// Share of its time (0 to 1) a server spends on comparing one range while clients send requests ...
         reconcile_share_busy: f64 = 0.002, 0 to 1;
-        /// ... and on sending and taking in what differs ...
+        /// ... and on a range that is not proven equal, and on sending and taking in what differs ...
         reconcile_mend_share_busy: f64 = 0.1, 0 to 1;
-        /// ... and on both while no clients come.
+        /// ... and on all of it while no clients come. A share below 0.001 counts as that.
         reconcile_share_idle: f64 = 0.25, 0 to 1;
     }
     "liveness" {
@@ -277,8 +279,8 @@ settings! {
         /// Bytes of the memtable (keys, cells and their overhead); then it is frozen and flushed to data.db. Memory
         /// holds up to two of them.
         memtable_bytes_max: usize = 67_108_864, 100_000 to 1_000_000_000_000;
-        /// Bytes of cells in the log that are not in data.db yet; then the memtable is flushed however small it is, so that
-        /// keys written over and over take no more disk, and no longer recovery, than that.
+        /// Bytes of cells logged since the last memtable was frozen; then this one is flushed however small it is. The log holds
+        /// up to two of them, however few keys are written over and over; that bounds recovery and, with the hints, its file.
         log_bytes_max: usize = 268_435_456, 100_000 to 1_000_000_000_000;
         /// Mutations waiting for the commit log; past it: overloaded.
         log_queue_mutations_max: usize = 65_536, 1 to 100_000_000;
@@ -295,7 +297,7 @@ settings! {
         flush_transaction_cells: usize = 2_000, 1 to 1_000_000;
         /// Bytes of cells of data.db that are kept in memory because they were read lately; 0: none.
         cell_cache_bytes: usize = 8_388_608, 0 to 100_000_000_000;
-        /// Bytes of SQLite's page cache of each connection to data.db.
+        /// Bytes of SQLite's page cache of each connection to data.db, and of the one that reads hints.
         base_cache_bytes: usize = 8_388_608, 100_000 to 100_000_000_000;
         /// Bytes of data.db that may be mapped into memory (shared with the operating system's cache).
         base_mmap_bytes: usize = 268_435_456, 0 to 100_000_000_000_000;

@@ -37,7 +37,7 @@ pub enum Command {
         /// Microseconds since 1970; the server's clock when left out.
         stamp: Option<i64>,
     },
-    /// Members, who is up, hints waiting.
+    /// Who is up, hints waiting, up to when replicas are equal.
     Status,
     /// Which servers hold a key.
     Ring {
@@ -59,7 +59,7 @@ pub(super) const COMMANDS: [(&str, &str, &str); 9] = [
     ("put", "put KEY VALUE [LEVEL] [ttl SECONDS] [stamp MICROSECONDS]", "write a value"),
     ("get", "get KEY [LEVEL]", "read it"),
     ("del", "del KEY [LEVEL] [stamp MICROSECONDS]", "delete it"),
-    ("status", "status", "members, who is up, hints waiting"),
+    ("status", "status", "who is up, hints waiting, up to when replicas are equal"),
     ("ring", "ring KEY", "which servers hold a key"),
     ("trace", "trace on|off", "show what each request does, step by step"),
     ("stats", "stats", "what this server has counted"),

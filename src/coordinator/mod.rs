@@ -9,8 +9,8 @@
 //!   - met: as many replicas as the level needs have the mutation durably, or something newer.
 //!   - [`Refused::Unavailable`]: fewer replicas were up than the level needs; nothing was written, no hint either.
 //!   - [`Refused::Overloaded`]: nothing was written.
-//!   - [`Refused::WriteTimeout`]: outcome unknown. The write may be on some replicas; it is not undone, and hints and read
-//!     repair may yet bring it to all of them.
+//!   - [`Refused::WriteTimeout`]: outcome unknown. The write may be on some replicas; it is not undone, and hints,
+//!     reads and reconciliation may yet bring it to all of them.
 //!
 //! Deciding is apart from doing: `write` and `read` count answers and know no socket; this file only sends and awaits.
 //!

@@ -9,7 +9,7 @@
 //! It only reads, and it asks each server about its own store, never through a coordinator. Memory does not depend on
 //! how much the servers hold (`walk`).
 //!
-//! Not here: mending what differs (read repair and handoff do).
+//! Not here: mending what differs (handoff, read repair and reconciliation do).
 
 use std::collections::BTreeMap;
 use std::io::{self, IsTerminal, Write};
