@@ -169,6 +169,8 @@ struct Refilling {
     lost_upto: Option<Stamp>,
     /// How many cells the leaders have, by range and by the stretches they begin.
     there: BTreeMap<usize, BTreeMap<Vec<u8>, u64>>,
+    /// All is back, and that is being remembered.
+    over: bool,
 }
 
 /// A range as this server, one of its replicas, sees it.
@@ -194,6 +196,12 @@ pub struct RangeView {
     pub collected: Stamp,
     /// How far this server is with getting back what it lost; empty: it lacks nothing.
     pub refilling: String,
+}
+
+/// How the store remembers this server's files.
+fn self_numbers(incarnation: i64, whole: bool) -> Vec<(String, i64)> {
+    let whole = if whole { incarnation } else { 0 };
+    vec![(standing::INCARNATION.to_owned(), incarnation), (standing::WHOLE.to_owned(), whole)]
 }
 
 impl Reconciler {
@@ -442,10 +450,18 @@ impl Reconciler {
         );
         self.standing.lose_all();
         (known.whole, known.told) = (false, true);
+        // At once: with what it logs from now on it would look whole after a crash. `look_after_refill` sees whether it failed.
+        self.store.remember(self_numbers(known.incarnation, false), Answers::default().expect(self.me));
         let before = (self.stats.reconcile_cells_received.get(), self.stats.reconcile_bytes_received.get());
         let now = Instant::now();
-        known.refilling =
-            Some(Refilling { since: now, before, said_at: now, lost_upto: None, there: BTreeMap::new() });
+        known.refilling = Some(Refilling {
+            since: now,
+            before,
+            said_at: now,
+            lost_upto: None,
+            there: BTreeMap::new(),
+            over: false,
+        });
     }
 
     /// Says now and then how far it is; and once nobody objects, that there is nothing to get back.
@@ -460,14 +476,16 @@ impl Reconciler {
                 let said = self.describe_refill(refilling);
                 log::info!("server {}: {said}", self.me);
             }
-            (all_heard && !known.whole && known.refilling.is_none(), known.refilling.is_some())
+            let lost = known.refilling.as_ref().is_some_and(|refilling| !refilling.over);
+            (all_heard && !known.whole && known.refilling.is_none(), lost)
         };
+        let incarnation = self.known().incarnation;
         if settled {
-            self.known().whole = true;
-            let incarnation = self.known().incarnation;
-            self.remember_self(incarnation, true).await;
-        } else if lost && self.store.remembered(standing::WHOLE).is_some_and(|whole| whole != 0) {
-            let incarnation = self.known().incarnation;
+            // The others hear of it only once it is durable: what they then remember would be missed after a crash.
+            let remembered = self.remember_self(incarnation, true).await;
+            let mut known = self.known();
+            known.whole = remembered && known.refilling.is_none();
+        } else if lost && self.store.remembered(standing::WHOLE) != Some(0) {
             self.remember_self(incarnation, false).await;
         }
     }
@@ -483,14 +501,17 @@ impl Reconciler {
         }
         let incarnation = {
             let mut known = self.known();
-            let refilled = known.refilling.take();
-            let said = refilled.as_ref().map_or(String::new(), |refilled| self.describe_refill(refilled));
+            let said = known.refilling.as_mut().map_or(String::new(), |refilled| {
+                refilled.over = true;
+                self.describe_refill(refilled)
+            });
             log::info!("server {}: it has got back all that it lost: {said}", self.me);
-            known.incarnation = self.clock.wall_us().max(known.remembered + 1).max(known.incarnation + 1);
-            known.whole = true;
-            known.incarnation
+            self.clock.wall_us().max(known.remembered + 1).max(known.incarnation + 1)
         };
         self.remember_self(incarnation, true).await;
+        let mut known = self.known();
+        known.refilling = None;
+        (known.incarnation, known.whole) = (incarnation, true);
     }
 
     /// What this server lost was stamped no later; `None`: not every server has been heard yet. It lost nothing that was
@@ -527,38 +548,41 @@ impl Reconciler {
         }
     }
 
-    async fn remember_self(&self, incarnation: i64, whole: bool) {
-        let whole = if whole { incarnation } else { 0 };
-        let numbers = [(standing::INCARNATION, incarnation), (standing::WHOLE, whole)];
+    /// True if it is durable.
+    async fn remember_self(&self, incarnation: i64, whole: bool) -> bool {
+        let numbers = self_numbers(incarnation, whole);
         if numbers.iter().all(|(name, value)| self.store.remembered(name) == Some(*value)) {
-            return;
+            return true;
         }
-        let numbers = numbers.map(|(name, value)| (name.to_owned(), value)).to_vec();
-        if let Err(failure) = ask_one(self.me, |to| self.store.remember(numbers, to)).await {
+        let remembered = ask_one(self.me, |to| self.store.remember(numbers, to)).await;
+        if let Err(failure) = &remembered {
             log::warn!("server {}: its standing is not remembered: {failure}", self.me);
         }
+        remembered.is_ok()
     }
 
     /// Writes down now and then what is remembered of the others.
     async fn keep_memory(&self) {
-        let numbers = {
+        let (numbers, memory) = {
             let mut known = self.known();
             let due = known.kept_at.is_none_or(|at| at.elapsed() >= MEMORY_KEPT);
             if !due || known.memory == known.kept {
                 return;
             }
             known.kept_at = Some(Instant::now());
-            known.kept = known.memory.clone();
             let number = |(node, claim): (&NodeId, &Claim)| {
                 [
                     (format!("peer_{node}_incarnation"), claim.incarnation),
                     (format!("peer_{node}_logged"), claim.logged),
                 ]
             };
-            known.kept.iter().flat_map(number).collect()
+            (known.memory.iter().flat_map(number).collect(), known.memory.clone())
         };
-        if let Err(failure) = ask_one(self.me, |to| self.store.remember(numbers, to)).await {
-            log::warn!("server {}: what it remembers of the others is not kept: {failure}", self.me);
+        match ask_one(self.me, |to| self.store.remember(numbers, to)).await {
+            Ok(()) => self.known().kept = memory,
+            Err(failure) => {
+                log::warn!("server {}: what it remembers of the others is not kept: {failure}", self.me)
+            }
         }
     }
 

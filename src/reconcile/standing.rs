@@ -36,7 +36,8 @@ impl Claim {
         }
         match remembered.incarnation.cmp(&self.incarnation) {
             std::cmp::Ordering::Greater => true,
-            std::cmp::Ordering::Equal => remembered.logged > self.logged,
+            // Files that lacked something when they were last used may have logged more since than they lack.
+            std::cmp::Ordering::Equal => !whole || remembered.logged > self.logged,
             std::cmp::Ordering::Less => !whole,
         }
     }
@@ -86,8 +87,16 @@ impl Standing {
     /// Whoever is up has said what it remembers.
     pub(super) fn asked(&self) {
         self.unasked.store(false, Ordering::Release);
-        let lacks = self.lacking.iter().any(|lacking| lacking.load(Ordering::Acquire));
-        self.any.store(lacks, Ordering::Release);
+        self.look();
+    }
+
+    /// Whether there is something to look at before a read is answered.
+    fn look(&self) {
+        let lacks = || self.lacking.iter().any(|lacking| lacking.load(Ordering::Acquire));
+        self.any.store(lacks() || self.unasked.load(Ordering::Acquire), Ordering::Release);
+        if lacks() {
+            self.any.store(true, Ordering::Release); // it was lost while this looked
+        }
     }
 
     pub(super) fn lose_all(&self) {
@@ -101,7 +110,7 @@ impl Standing {
             return false;
         }
         let left = (0..self.lacking.len()).any(|index| mine(index) && self.is_lacking(index));
-        self.any.store(left || self.unasked.load(Ordering::Acquire), Ordering::Release);
+        self.look();
         !left
     }
 }
@@ -121,6 +130,7 @@ mod tests {
             (claim(100, 50), true, false),
             (claim(100, 60), true, false),
             (claim(100, 49), true, true),  // restored from a copy
+            (claim(100, 60), false, true), // from a copy, while it is being refilled
             (claim(90, 70), true, true),   // from a copy of files before these
             (claim(200, 0), false, true),  // an empty directory
             (claim(200, 70), false, true), // the same, while it is being refilled

@@ -66,12 +66,18 @@ impl Samples {
         if self.taken.back().is_none_or(|(last, _)| now.duration_since(*last) >= apart) {
             self.taken.push_back((now, reached));
         }
+        self.forget_old(now);
+    }
+
+    /// Keeps the last that is old enough, and what is newer.
+    fn forget_old(&mut self, now: Instant) {
+        let old = self.taken.partition_point(|(at, _)| *at + self.lag <= now);
+        self.taken.drain(..old.saturating_sub(1));
     }
 
     /// What the clock had reached that long ago or a little longer; 0: that is not known.
     pub fn before(&mut self, now: Instant) -> Stamp {
-        let old = self.taken.partition_point(|(at, _)| *at + self.lag <= now);
-        self.taken.drain(..old.saturating_sub(1));
+        self.forget_old(now);
         match self.taken.front() {
             Some((at, reached)) if *at + self.lag <= now => *reached,
             _ => Stamp(0),

@@ -17,6 +17,7 @@ pub fn all() -> Vec<(&'static str, Plan)> {
         ("hints come no faster than a slow replica takes them", hints_for_a_slow_log()),
         ("a crash in the middle of a flush loses nothing", crashes_while_flushing()),
         ("an old copy that writes catch up with is recognised", old_copy_under_load()),
+        ("an old copy stays known as one, however much is written to it", old_copy_restarted()),
         ("a server that lost its disk answers nobody before it has asked", empty_disk_under_reads()),
         ("a server that lost its disk lacks the last second of writes too", disk_lost_right_after_writes()),
         ("rows that are not as they were written are never passed over", damage_again_and_again()),
@@ -114,6 +115,22 @@ fn old_copy_under_load() -> Plan {
     };
     let faults = vec![(2_000, Fault::OldCopy { node: NodeId(1), ms: 60 })];
     Plan { weather, faults, clients: (0..8).map(client).collect(), ..plan }
+}
+
+/// Without the third server nothing can be proven, so the second is not whole again. It logs more rows than its copy lacks, and
+/// ends.
+fn old_copy_restarted() -> Plan {
+    let plan = calm(10);
+    let put = |key, think_ms, level| step(think_ms, 0, key, level, What::Put(20));
+    let before = (0..100).map(|key| put(key, pause(key, 2_000, 10), Level::All)).collect();
+    let after = (0..200).map(|key| put(100 + key, pause(key, 5_000, 5), Level::Quorum)).collect();
+    let (second, third) = (NodeId(1), NodeId(2));
+    let faults = vec![
+        (2_500, Fault::OldCopy { node: second, ms: 1_500 }),
+        (3_900, Fault::End { node: third, end: End::Kill, down_ms: 6_000 }),
+        (7_000, Fault::End { node: second, end: End::Kill, down_ms: 100 }),
+    ];
+    Plan { faults, clients: vec![before, after], ..plan }
 }
 
 /// The first replica has the writes, the second loses them with its disk, and the third, which never had them, reads: it

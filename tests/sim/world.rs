@@ -463,6 +463,13 @@ impl World {
                 }
             });
         }
+        if self.place(node, |place| place.lost) == Some(Lost::Known)
+            && running.core.store.remembered("whole") == Some(0)
+        {
+            // Whoever remembers anything of it will tell it again.
+            let witnesses = self.witnesses(node, 0);
+            self.place(node, |place| place.witnesses = witnesses);
+        }
         // Before the disk is gone: what did its readers see?
         let seen = all_cells(&running.core.store).ok();
         self.met.borrow_mut().add(&running.core.service);
