@@ -35,9 +35,11 @@ const BOTH: [Protocol; 2] = [Protocol::Binary, Protocol::Compact];
 // ------------------------------------------------------------------------------------------------------- the service
 
 /// `get` is answered with its key as value, as the key says: "now …" at once, "later N …" after N milliseconds,
-/// "gate …" when the test opens the gate, "big N" at once with N bytes.
+/// "gate …" when the test opens the gate, "big N" at once with N bytes, "held N" with N bytes and something to hold.
 struct Stub {
     gate: Semaphore,
+    /// One permit less for each answer that holds something.
+    holding: Arc<Semaphore>,
     under_way: AtomicUsize,
     under_way_most: AtomicUsize,
     ended: AtomicUsize,
@@ -74,6 +76,11 @@ impl Stub {
         let (how, number) = (words.next().unwrap(), words.next().and_then(|word| word.parse().ok()));
         match how {
             "big" => Answering::Now(got(vec![7; number.unwrap() as usize])),
+            "held" => {
+                let held = self.holding.clone().try_acquire_owned().unwrap();
+                let reply = got(vec![7; number.unwrap() as usize]);
+                Answering::Later(Box::pin(async move { (reply, Some(Box::new(held) as Box<_>)) }))
+            }
             "later" => self.later(key, sleep(Duration::from_millis(number.unwrap()))),
             "gate" => {
                 let stub = self.clone();
@@ -122,6 +129,7 @@ async fn start_with(change: impl FnOnce(&mut Limits)) -> Running {
     let address = listener.local_addr().unwrap();
     let stub = Arc::new(Stub {
         gate: Semaphore::new(0),
+        holding: Arc::new(Semaphore::new(10)),
         under_way: AtomicUsize::new(0),
         under_way_most: AtomicUsize::new(0),
         ended: AtomicUsize::new(0),
@@ -668,6 +676,38 @@ async fn a_reader_that_does_not_read_is_bounded_and_then_closed() {
     assert!((500_000..8_000_000).contains(&most), "{most} bytes unsent"); // a megabyte, an answer, what a Vec has spare
     eventually(|| server.limits.buffered.used() == 0).await;
     server.must_be_alive_and_small().await;
+}
+
+#[tokio::test]
+async fn answers_that_wait_for_an_earlier_one_are_bounded() {
+    let server = start().await;
+    let mut client = server.classic().await;
+    let gate = get(client.dress, 0, "gate");
+    let calls = (1..=200).flat_map(|sequence| get(client.dress, sequence, "big 1000000"));
+    let calls: Vec<u8> = gate.into_iter().chain(calls).collect();
+    client.send(&calls).await;
+    let used = || server.limits.buffered.used();
+    eventually(|| used() > 500_000).await;
+    for _ in 0..100 {
+        assert!(used() < 8_000_000, "{} bytes wait", used());
+        sleep(Duration::from_millis(1)).await;
+    }
+    server.stub.gate.add_permits(1);
+    assert_eq!(client.value(0).await, b"gate");
+    for sequence in 1..=200 {
+        assert_eq!(client.value(sequence).await.len(), 1_000_000);
+    }
+}
+
+#[tokio::test]
+async fn what_an_answer_holds_is_given_back_when_it_has_left() {
+    let server = start().await;
+    let mut slow = server.classic().await;
+    slow.send(&get(slow.dress, 1, "held 20000000")).await;
+    eventually(|| server.limits.buffered.used() > 10_000_000).await;
+    assert_eq!(server.stub.holding.available_permits(), 9);
+    assert_eq!(slow.value(1).await.len(), 20_000_000);
+    eventually(|| server.stub.holding.available_permits() == 10).await;
 }
 
 #[tokio::test]

@@ -699,6 +699,11 @@ impl Coordinator {
         self.random.lock().expect("no panic while it is held").f64() < chance
     }
 
+    /// A share of the bounds for operations that wait until they can be begun; given back when it is dropped.
+    pub fn admit_waiting(&self, bytes: usize) -> Result<Admitted, Refused> {
+        self.admit(bytes, "nothing was done")
+    }
+
     fn admit(&self, bytes: usize, nothing: &'static str) -> Result<Admitted, Refused> {
         self.admission.admit(bytes).ok_or_else(|| {
             let (requests, bytes) = self.admission.under_way();

@@ -11,6 +11,9 @@ use crate::thrift::chord::{PeerHello, PeerWelcome};
 /// Of service Peer. Servers of different versions refuse each other.
 pub const PEER_PROTOCOL_VERSION: i32 = 1;
 
+/// Characters of another cluster's name that are said: anybody may greet, and it is logged.
+const CLUSTER_NAME_SHOWN: usize = 100;
+
 /// What a server says of itself to others.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Identity {
@@ -64,8 +67,9 @@ pub fn check_hello(me: &Identity, nodes: usize, hello: &PeerHello) -> Result<Nod
 
     let cluster = hello.cluster.as_ref().ok_or_else(|| lacks("cluster"))?;
     if *cluster != me.cluster {
+        let theirs: String = cluster.chars().take(CLUSTER_NAME_SHOWN).collect();
         return Err(format!(
-            "server {caller} belongs to cluster '{cluster}', server {me_id} to cluster '{}'; \
+            "server {caller} belongs to cluster {theirs:?}, server {me_id} to cluster {:?}; \
              check cluster_name on both and the addresses in nodes.txt",
             me.cluster
         ));
@@ -157,7 +161,7 @@ mod tests {
         for (hello, said) in [
             (
                 PeerHello { cluster: Some("b".to_owned()), ..good.clone() },
-                "server 1 belongs to cluster 'b', server 2 to cluster 'a'",
+                "server 1 belongs to cluster \"b\", server 2 to cluster \"a\"",
             ),
             (PeerHello { version: Some(2), ..good.clone() }, "server 1 speaks version 2"),
             (PeerHello { callee: Some(3), ..good.clone() }, "server 1 looks for server 3 at the address of"),

@@ -147,13 +147,17 @@ impl Service {
         self: Arc<Self>,
         request: BatchRequest,
     ) -> (Result<BatchResult, Refusal>, Held) {
-        match self.check_batch(request) {
-            Ok(operations) => {
-                let (outcomes, held) = self.operate_all(operations).await;
-                (Ok(BatchResult::new(outcomes)), Some(Box::new(held)))
-            }
-            Err(wrong) => (Err(self.invalid(wrong)), None),
-        }
+        let operations = match self.check_batch(request) {
+            Ok(operations) => operations,
+            Err(wrong) => return (Err(self.invalid(wrong)), None),
+        };
+        let bytes = operations.iter().map(operation_bytes).sum();
+        let _admitted = match self.coordinator.admit_waiting(bytes) {
+            Ok(admitted) => admitted,
+            Err(refused) => return (Err(refusal(refused)), None),
+        };
+        let (outcomes, held) = self.operate_all(operations).await;
+        (Ok(BatchResult::new(outcomes)), Some(Box::new(held)))
     }
 
     fn check_batch(&self, request: BatchRequest) -> Result<Vec<Operation>, Wrong> {
@@ -293,6 +297,15 @@ fn bounded(outcome: Outcome, room_bytes: &mut usize) -> Outcome {
         return outcome;
     }
     overloaded("the values of this batch exceed the size of a message; get the rest in another call")
+}
+
+/// Bytes that an operation brought.
+fn operation_bytes(operation: &Operation) -> usize {
+    let len = |bytes: &Option<Vec<u8>>| bytes.as_ref().map_or(0, Vec::len);
+    let put = operation.put.as_ref().map_or(0, |put| len(&put.key) + len(&put.value));
+    let get = operation.get.as_ref().map_or(0, |get| len(&get.key));
+    let remove = operation.remove.as_ref().map_or(0, |remove| len(&remove.key));
+    put + get + remove
 }
 
 fn overloaded(message: &str) -> Outcome {

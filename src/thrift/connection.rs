@@ -372,7 +372,7 @@ impl<S: Service> Connection<S> {
     /// Before the task sleeps: gives the thread's buffers back and notes what is waited for, and since when.
     fn rest(&mut self, moved: bool) -> Poll<Turn> {
         self.output.give_back();
-        self.charge.set(self.input.capacity() + self.output.capacity());
+        self.charge.set(self.input.capacity() + self.output.capacity() + self.waiting.known_bytes);
         let now = Instant::now();
         if moved {
             let half = !self.input.is_empty() && !self.unlooked && !self.ending && !self.starved;
@@ -446,7 +446,7 @@ impl<S: Service> Connection<S> {
             true => self.limits.peer_calls_max,
             false => self.limits.calls_per_connection_max,
         };
-        let unsent = self.output.unsent();
+        let unsent = self.output.unsent() + self.waiting.known_bytes;
         self.waiting.len() >= calls_max
             || unsent >= UNSENT_BYTES_MAX
             || (unsent >= UNSENT_BYTES_MAX_SPENT && !self.limits.buffered.has_room_for(1))
@@ -513,7 +513,7 @@ impl<S: Service> Connection<S> {
             return false;
         }
         self.input.reserve(more);
-        self.charge.set(self.input.capacity() + self.output.capacity());
+        self.charge.set(self.input.capacity() + self.output.capacity() + self.waiting.known_bytes);
         true
     }
 
@@ -645,8 +645,11 @@ impl<S: Service> Connection<S> {
     fn gather(&mut self, cx: &mut Context<'_>) -> bool {
         let mut moved = false;
         while self.output.unsent() < UNSENT_BYTES_MAX {
-            let Poll::Ready(Some((asked, outcome))) = self.waiting.poll_next(cx) else { break };
-            self.output.write(asked, outcome);
+            match self.waiting.poll_next(cx) {
+                Poll::Ready(Some(Next::Known(bytes))) => self.output.append(&bytes),
+                Poll::Ready(Some(Next::Come(asked, outcome))) => self.output.write(asked, outcome),
+                Poll::Ready(None) | Poll::Pending => break,
+            }
             moved = true;
         }
         moved
@@ -673,7 +676,9 @@ impl<S: Service> Connection<S> {
 struct Waiting {
     running: FuturesUnordered<Running>,
     /// Answers that leave in the order of their calls, the next first. `None`: that call is running.
-    line: VecDeque<Option<(Asked, Outcome)>>,
+    line: VecDeque<Option<Next>>,
+    /// Bytes of the answers in the line that were known at once: nothing else bounds them.
+    known_bytes: usize,
     /// How many have left the line.
     left: u64,
     /// Running calls that have no place in the line.
@@ -691,7 +696,10 @@ impl Waiting {
 
     /// Lines up an answer behind those of earlier calls.
     fn line_up(&mut self, asked: Asked, outcome: Outcome) {
-        self.line.push_back(Some((asked, outcome)));
+        let mut bytes = Vec::new();
+        write_answer(asked, outcome, &mut bytes);
+        self.known_bytes += bytes.len();
+        self.line.push_back(Some(Next::Known(bytes)));
     }
 
     /// Runs a call; its answer leaves in the order of the calls, or as it comes.
@@ -705,24 +713,36 @@ impl Waiting {
     }
 
     /// The next answer that may leave; `None` if no call is under way.
-    fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<(Asked, Outcome)>> {
+    fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Next>> {
         loop {
             if let Some(Some(_)) = self.line.front() {
                 self.left += 1;
-                return Poll::Ready(self.line.pop_front().flatten());
+                let next = self.line.pop_front().flatten();
+                if let Some(Next::Known(bytes)) = &next {
+                    self.known_bytes -= bytes.len();
+                }
+                return Poll::Ready(next);
             }
             let Some((place, asked, outcome)) = ready!(self.running.poll_next_unpin(cx)) else {
                 return Poll::Ready(None);
             };
             match place {
-                Some(place) => self.line[(place - self.left) as usize] = Some((asked, outcome)),
+                Some(place) => self.line[(place - self.left) as usize] = Some(Next::Come(asked, outcome)),
                 None => {
                     self.unordered -= 1;
-                    return Poll::Ready(Some((asked, outcome)));
+                    return Poll::Ready(Some(Next::Come(asked, outcome)));
                 }
             }
         }
     }
+}
+
+/// An answer whose turn has come.
+enum Next {
+    /// It was known when the call was taken, and waited as bytes.
+    Known(Vec<u8>),
+    /// The service has given it.
+    Come(Asked, Outcome),
 }
 
 /// One call that the service is answering.
@@ -749,28 +769,50 @@ thread_local! {
     static OUTPUT: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
 }
 
+/// Appends the answer, unless nobody waits for it; returns what is to be held until it has left.
+fn write_answer(asked: Asked, outcome: Outcome, out: &mut Vec<u8>) -> Held {
+    if asked.oneway {
+        return None;
+    }
+    let mut held = None;
+    asked.dress.wrap(out, |protocol, out| match outcome {
+        Outcome::Reply(reply, holds) => {
+            held = holds;
+            codec::write_reply(protocol, asked.sequence, &reply, out);
+        }
+        Outcome::Refused { name, kind, why } => {
+            codec::write_application_exception(protocol, &name, asked.sequence, kind, why, out);
+        }
+    });
+    held
+}
+
 /// Answers on their way out.
 #[derive(Default)]
 struct Output {
     bytes: Vec<u8>,
     /// How many of them have left.
     gone: usize,
+    /// Given back once all of them have.
+    held: Vec<Box<dyn Send>>,
 }
 
 impl Output {
     fn write(&mut self, asked: Asked, outcome: Outcome) {
-        if asked.oneway {
-            return;
-        }
+        self.borrow();
+        self.held.extend(write_answer(asked, outcome, &mut self.bytes));
+    }
+
+    fn append(&mut self, bytes: &[u8]) {
+        self.borrow();
+        self.bytes.extend_from_slice(bytes);
+    }
+
+    /// Takes the thread's buffer.
+    fn borrow(&mut self) {
         if self.bytes.capacity() == 0 {
             self.bytes = OUTPUT.take();
         }
-        asked.dress.wrap(&mut self.bytes, |protocol, out| match outcome {
-            Outcome::Reply(reply, _held) => codec::write_reply(protocol, asked.sequence, &reply, out),
-            Outcome::Refused { name, kind, why } => {
-                codec::write_application_exception(protocol, &name, asked.sequence, kind, why, out);
-            }
-        });
     }
 
     fn rest(&self) -> &[u8] {
@@ -782,6 +824,7 @@ impl Output {
         if self.gone == self.bytes.len() {
             self.bytes.clear();
             self.gone = 0;
+            self.held.clear();
         } else if self.gone >= UNSENT_BYTES_MAX {
             self.bytes.drain(..self.gone); // so that a reader that never quite catches up does not grow it
             self.gone = 0;
