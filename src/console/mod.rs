@@ -159,7 +159,12 @@ async fn carry_out_in(session: &mut Session<'_>, lines: &mut dyn BufRead) -> io:
         if lines.read_until(b'\n', &mut line)? == 0 {
             return Ok(worst);
         }
-        match session.line(&String::from_utf8_lossy(&line)).await? {
+        let Ok(text) = std::str::from_utf8(&line) else {
+            eprintln!("client: a line is not UTF-8; write such bytes as 0x and hexadecimal digits");
+            worst = worst.max(Came::WrongUse);
+            continue;
+        };
+        match session.line(text).await? {
             Next::Line(came) => worst = worst.max(came),
             Next::Leave => return Ok(worst),
         }

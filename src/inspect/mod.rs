@@ -105,7 +105,7 @@ async fn run_to_end(options: &Options) -> Result<u8, String> {
         let partition = key.as_ref().map(|key| key.bytes.as_slice());
         let report = offline(dir, partition, now_s()).map_err(|error| error.to_string())?;
         let shown = Shown { text: report.text(dir), json: report.json(), exit_code: 0 };
-        return shown.print(options.json).map_err(|error| error.to_string());
+        return shown.print(options.json).map(|_| shown.exit_code).map_err(|error| error.to_string());
     }
     let nodes = Nodes::load(&options.nodes).map_err(|error| error.to_string())?;
     let client_options = ClientOptions { back_off_max: BACK_OFF_MAX, ..ClientOptions::default() }
@@ -114,7 +114,8 @@ async fn run_to_end(options: &Options) -> Result<u8, String> {
     let exit_code = if options.watch {
         watch(&client, options, key.as_ref()).await
     } else {
-        with_progress(&client, options, key.as_ref()).await.print(options.json)
+        let shown = with_progress(&client, options, key.as_ref()).await;
+        shown.print(options.json).map(|_| shown.exit_code)
     };
     exit_code.map_err(|error| error.to_string())
 }
@@ -134,12 +135,13 @@ struct Shown {
 }
 
 impl Shown {
-    fn print(&self, json: bool) -> io::Result<u8> {
+    /// False if nobody reads any more, which is no failure.
+    fn print(&self, json: bool) -> io::Result<bool> {
         let mut out = io::stdout().lock();
         let printed = if json { writeln!(out, "{}", self.json) } else { out.write_all(self.text.as_bytes()) };
         match printed.and_then(|()| out.flush()) {
-            Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(error),
-            _ => Ok(self.exit_code), // a reader that has seen enough is no failure
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(false),
+            printed => printed.map(|()| true),
         }
     }
 }
@@ -195,7 +197,10 @@ async fn watch(client: &Client, options: &Options, key: Option<&Key>) -> io::Res
                 if redraw {
                     print!("\x1b[H\x1b[2J");
                 }
-                exit_code = shown.print(options.json)?;
+                exit_code = shown.exit_code;
+                if !shown.print(options.json)? {
+                    return Ok(exit_code);
+                }
             }
         }
         tokio::select! {

@@ -12,6 +12,7 @@
 //!
 //! Not here: how a request travels (`client`).
 
+use std::io::{self, Write};
 use std::path::Path;
 use std::time::Duration;
 
@@ -110,10 +111,6 @@ fn may_publish(run: &Run, options: &Options) -> bool {
 }
 
 fn publish(run: &Run, other: Option<&Run>, options: &Options) -> anyhow::Result<()> {
-    print!("{}", run.to_text());
-    if let Some(other) = other {
-        print!("\n{}", compare::to_text(run, other));
-    }
     let write = |path: &Option<std::path::PathBuf>, content: &dyn Fn() -> String| match path {
         None => Ok(()),
         Some(path) => {
@@ -122,7 +119,12 @@ fn publish(run: &Run, other: Option<&Run>, options: &Options) -> anyhow::Result<
     };
     write(&options.json, &|| run.to_json())?;
     write(&options.csv, &|| run.to_csv())?;
-    write(&options.plot, &|| page(run, other))
+    write(&options.plot, &|| page(run, other))?;
+    let compared = other.map_or(String::new(), |other| format!("\n{}", compare::to_text(run, other)));
+    match io::stdout().write_all(format!("{}{compared}", run.to_text()).as_bytes()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(error.into()),
+        _ => Ok(()), // a reader that has seen enough is no failure
+    }
 }
 
 // ------------------------------------------------------------------------------------------------ measuring
