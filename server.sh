@@ -33,10 +33,11 @@ main() {
 
   local began
   began=$(now_us)
-  trap 'stop_started; exit 130' INT TERM
+  trap 'exit 130' INT TERM
+  trap stop_started EXIT # whatever ends it: nothing it started keeps running
   start_all
   await_all
-  trap - INT TERM
+  trap - INT TERM EXIT
   local took_ms=$((($(now_us) - began) / 1000))
   printf '%s ready in %d.%d s. Console: %s   State: %s   Stop: ./terminate_servers.sh\n' \
     "$(count_servers ${#local_ids[@]})" $((took_ms / 1000)) $((took_ms % 1000 / 100)) "$bin/client" "$bin/inspector"
@@ -227,7 +228,6 @@ start_all() {
   ulimit -Sn "$(ulimit -Hn)" 2>/dev/null || true # each connection is a file
   for id in "${local_ids[@]}"; do
     mkdir -p "data/$id"
-    rm -f "data/$id/READY"
     touch "data/$id/server.log"
     log_starts+=("$(wc -c <"data/$id/server.log")")
     detached "$bin/server" --id "$id" --nodes nodes.txt --data "data/$id" ${arguments[@]+"${arguments[@]}"} \

@@ -60,6 +60,13 @@ holder() {
   read -r pid <"$lock" || true
   [[ $pid =~ ^[0-9]+$ ]] || return 1
   kill -0 "$pid" 2>/dev/null || [ -d "/proc/$pid" ] || return 1
+  if [ -d "/proc/$pid/fd" ] && [ ! -r "/proc/$pid/fd" ]; then
+    # Another user's, or gone but for its number: what it has open cannot be seen.
+    ! grep -qs '^State:[[:space:]]*Z' "/proc/$pid/status" || return 1
+    [ "$(cat "/proc/$pid/comm" 2>/dev/null)" = server ] || return 1
+    echo "$pid"
+    return 0
+  fi
   if [ -d "/proc/$pid/fd" ]; then
     for fd in "/proc/$pid/fd/"*; do
       if [ "$fd" -ef "$lock" ]; then

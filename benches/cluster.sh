@@ -97,6 +97,7 @@ started() {
 crash() {
   kill -9 "${pids[$1]}"
   wait "${pids[$1]}" 2>/dev/null || true
+  unset "pids[$1]" # its number may be another process's by now
   rm -f "$scratch/$1/READY"
 }
 

@@ -170,7 +170,9 @@ deletes() {
 # Two clusters at once, one with reconciliation and one without, that get the same load by turns: a machine that gets slower
 # or faster must not count for one of the two.
 overhead() {
-  local all=$scratch port=$first_port both=() round on off costs cost side
+  local all=$scratch port=$first_port round on off costs cost side
+  both=() both_scratch=$scratch # for the trap, wherever it ends
+  trap 'pids+=(${both[@]+"${both[@]}"}); scratch=$both_scratch; stop' EXIT
   for side in on off; do
     scratch=$all/$side nodes=$all/$side/nodes.txt pids=()
     cluster "reconciliation = $([ "$side" = on ] && echo true || echo false)"

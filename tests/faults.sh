@@ -64,6 +64,7 @@ notice() {
     return
   fi
   simulator=$CARGO_TARGET_DIR/sim/deps/$(sed -n 's|.*(.*/deps/\(sim-[0-9a-f]*\)).*|\1|p' "$folder/built")
+  trap 'kill $(jobs -p) 2>/dev/null || true' EXIT # Ctrl-C does not reach them
   local half=$((seeds / 2)) options=(--whole --no-repeat) first second
   "$simulator" --seeds 0 "${options[@]}" >"$folder/scenes" 2>&1 || true
   "$simulator" --seeds "$half" "${options[@]}" --no-scenes >"$folder/first" 2>&1 &

