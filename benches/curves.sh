@@ -10,8 +10,8 @@
 # --seconds N (5: of each point)   --most N (10000000 keys)   --out FOLDER (target/curves)
 #
 # Writes PART.csv and PART.svg to the folder, and prints the table. Elsewhere 100,000 keys of 16 bytes (of values above 1 kB as
-# many as make 100 MB), values of 100 bytes, 64 connections, four servers. Load and servers share the machine. Data goes to target/curves-data, which is deleted
-# first and last. TETRACHORD_BIN=FOLDER takes the programs from there and builds nothing.
+# many as make 100 MB), values of 100 bytes, 64 connections, four servers. Load and servers share the machine. Data goes to
+# target/curves-data, which is deleted first and last. TETRACHORD_BIN=FOLDER takes the programs from there and builds nothing.
 set -euo pipefail
 export LC_ALL=C
 cd "$(dirname "$0")/.."

@@ -180,7 +180,7 @@ overhead() {
     both+=("${pids[@]}")
     first_port=$((first_port + 10)) # the next cluster's
   done
-  scratch=$all nodes=$all/nodes.txt first_port=$port pids=("${both[@]}")
+  scratch=$all nodes=$all/nodes.txt first_port=$port pids=("${both[@]}") both=()
   say "two clusters with 100000 keys; a minute's rest"
   sleep 60
   for round in $(seq "$rounds"); do
