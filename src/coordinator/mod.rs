@@ -104,7 +104,7 @@ pub enum Refused {
         alive: usize,
         /// Which were not.
         who: String,
-        /// What did not happen: "nothing was written" or "nothing was read".
+        /// What did not happen: "nothing was written", "… read" or "… done".
         nothing: &'static str,
     },
     /// A write did not meet its level in time. It is on `acknowledged` replicas and perhaps on more; it is not undone
@@ -140,7 +140,7 @@ pub enum Refused {
     Overloaded {
         /// What is too much, or what the replicas said.
         why: String,
-        /// What did not happen: "nothing was written" or "nothing was read".
+        /// What did not happen: "nothing was written", "… read" or "… done".
         nothing: &'static str,
     },
 }

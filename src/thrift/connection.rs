@@ -372,7 +372,7 @@ impl<S: Service> Connection<S> {
     /// Before the task sleeps: gives the thread's buffers back and notes what is waited for, and since when.
     fn rest(&mut self, moved: bool) -> Poll<Turn> {
         self.output.give_back();
-        self.charge.set(self.input.capacity() + self.output.capacity() + self.waiting.known_bytes);
+        self.charge_now();
         let now = Instant::now();
         if moved {
             let half = !self.input.is_empty() && !self.unlooked && !self.ending && !self.starved;
@@ -383,6 +383,11 @@ impl<S: Service> Connection<S> {
             return Poll::Ready(Turn::Rearm);
         }
         Poll::Pending
+    }
+
+    /// Counts what it holds against the budget.
+    fn charge_now(&mut self) {
+        self.charge.set(self.input.capacity() + self.output.capacity() + self.waiting.known_bytes);
     }
 
     /// When the timer has to go off next.
@@ -513,7 +518,7 @@ impl<S: Service> Connection<S> {
             return false;
         }
         self.input.reserve(more);
-        self.charge.set(self.input.capacity() + self.output.capacity() + self.waiting.known_bytes);
+        self.charge_now();
         true
     }
 
