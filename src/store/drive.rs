@@ -101,7 +101,7 @@ impl Bell {
 /// which would sync a batch of one while the others are still being read.
 #[derive(Default)]
 pub(super) struct Arrivals {
-    /// Something was queued since the bell was rung.
+    /// Something was queued since the worker was told.
     any: AtomicBool,
     noted: Notify,
 }
@@ -114,13 +114,13 @@ impl Arrivals {
         }
     }
 
-    /// Rings the bell a moment after each arrival. Never ends by itself.
-    pub async fn ring_for_all(self: Arc<Self>, bell: Arc<Bell>) {
+    /// Calls `tell` a moment after each arrival. Never ends by itself.
+    pub async fn tell_of_all(self: Arc<Self>, tell: impl Fn()) {
         loop {
             self.noted.notified().await;
             tokio::task::yield_now().await; // to the end of the line, behind the sockets that are ready
             self.any.store(false, Ordering::Release);
-            bell.ring();
+            tell();
         }
     }
 }

@@ -119,14 +119,14 @@ struct Inner {
 
 struct Workers {
     /// Rings for the writer.
-    ringing: JoinHandle<()>,
+    telling: JoinHandle<()>,
     writer: Driven,
     flusher: Driven,
 }
 
 /// What the store's callers, its writer and its flusher have in common.
 struct Shared {
-    queue: Queue,
+    queue: Arc<Queue>,
     view: View,
     leaves: Leaves,
     ranges: Arc<Ranges>,
@@ -475,7 +475,7 @@ impl Store {
         let Some(mut workers) = workers else { return };
         self.shared().end(Ending::Drain);
         workers.writer.ended().await;
-        workers.ringing.abort();
+        workers.telling.abort();
         self.shared().end(Ending::FlusherEnds);
         workers.flusher.ended().await;
     }
@@ -522,7 +522,7 @@ impl Shared {
         let memory = Memory::new(active);
         let ranges = Arc::new(Ranges::default());
         Ok(Shared {
-            queue: Queue::new(config),
+            queue: Arc::new(Queue::new(config)),
             view: View { memory: RwLock::new(memory), base: base.base().clone(), ranges: ranges.clone() },
             leaves: Leaves::default(),
             ranges: ranges.clone(),
@@ -599,7 +599,7 @@ impl Drop for Inner {
     fn drop(&mut self) {
         self.shared.end(Ending::Now);
         if let Some(workers) = self.workers.get_mut().expect("no panic while it is held") {
-            workers.ringing.abort();
+            workers.telling.abort();
             // So that whoever opens the directory next is alone; at most one transaction is waited for.
             workers.writer.join();
             workers.flusher.join();
@@ -617,13 +617,17 @@ fn start_workers(
 ) -> Result<Workers, OpenError> {
     let (answers, batches) = mpsc::unbounded_channel();
     tokio::spawn(writer::give_answers(batches));
-    let ringing = tokio::spawn(shared.arrivals.clone().ring_for_all(shared.writer_bell.clone()));
+    let (queue, bell) = (shared.queue.clone(), shared.writer_bell.clone());
+    let telling = tokio::spawn(shared.arrivals.clone().tell_of_all(move || {
+        queue.release();
+        bell.ring();
+    }));
     let log_path = log.path().to_owned();
     let no_thread = |error: std::io::Error| OpenError::NoThread { path: log_path.clone(), source: error };
     let writer = Writer::new(shared.clone(), log, mark, config, answers);
     let flusher = Flusher::new(shared.clone(), base, config);
     Ok(Workers {
-        ringing,
+        telling,
         writer: drive::start("log writer", writer, shared.writer_bell.clone(), &drive).map_err(no_thread)?,
         flusher: drive::start("flusher", flusher, shared.flusher_bell.clone(), &drive).map_err(no_thread)?,
     })

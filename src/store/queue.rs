@@ -80,6 +80,8 @@ struct Waiting {
     /// Requests with their bytes.
     requests: VecDeque<(Request, usize)>,
     bytes: usize,
+    /// How many of them, the first, may be taken.
+    released: usize,
     /// Nobody takes any more.
     closed: bool,
 }
@@ -114,19 +116,29 @@ impl Queue {
         Ok(())
     }
 
-    /// The next batch: all that waits, up to the bounds of a transaction, and at least one request if there is any.
+    /// What waits now may be taken. Without this the writer would take the first of many that are just arriving, and sync
+    /// a batch of one.
+    pub fn release(&self) {
+        let mut waiting = self.waiting.lock().expect("no panic while it is held");
+        waiting.released = waiting.requests.len();
+    }
+
+    /// The next batch: all that was released, up to the bounds of a transaction, and at least one request if there is any.
     pub fn take(&self) -> Vec<Request> {
         let mut waiting = self.waiting.lock().expect("no panic while it is held");
-        let mut batch = Vec::with_capacity(waiting.requests.len().min(self.batch_mutations_max));
+        let most = waiting.released.min(self.batch_mutations_max);
+        let mut batch = Vec::with_capacity(most);
         let mut batch_bytes = 0;
-        while let Some((_, bytes)) = waiting.requests.front() {
-            let fits = batch.len() < self.batch_mutations_max && batch_bytes + bytes <= self.batch_bytes_max;
-            if !fits && !batch.is_empty() {
+        while batch.len() < most
+            && let Some((_, bytes)) = waiting.requests.front()
+        {
+            if !batch.is_empty() && batch_bytes + bytes > self.batch_bytes_max {
                 break;
             }
             batch_bytes += bytes;
             batch.extend(waiting.requests.pop_front().map(|(request, _)| request));
         }
+        waiting.released -= batch.len();
         waiting.bytes -= batch_bytes;
         batch
     }
@@ -141,9 +153,34 @@ impl Queue {
     pub fn close(&self) {
         let mut waiting = self.waiting.lock().expect("no panic while it is held");
         waiting.closed = true;
+        waiting.released = 0;
         let dropped = std::mem::take(&mut waiting.requests);
         waiting.bytes = 0;
         drop(waiting); // answers wake others, so not under the lock
         drop(dropped);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::answer::{Answers, NodeId};
+
+    #[test]
+    fn only_what_was_released_is_taken() {
+        let queue = Queue::new(&Config { commit_batch_mutations_max: 2, ..Config::default() });
+        let mut answers = Answers::default();
+        let mut push = || assert!(queue.push(Request::Barrier { to: answers.expect(NodeId(0)) }).is_ok());
+        push();
+        assert_eq!(queue.take().len(), 0);
+        push();
+        push();
+        queue.release();
+        push();
+        assert_eq!([queue.take().len(), queue.take().len(), queue.take().len()], [2, 1, 0]);
+        assert_eq!(queue.depth().0, 1, "it came after the others were released");
+        queue.release();
+        queue.close();
+        assert_eq!((queue.take().len(), queue.depth().0), (0, 0));
     }
 }
