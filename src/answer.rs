@@ -28,7 +28,7 @@ impl fmt::Display for NodeId {
 /// A replica's answer to a mutation.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ApplyAnswer {
-    /// Durable in its log, and the newest it has.
+    /// Durable in its log, and the newest it has; of what was no client's write perhaps not the newest.
     Applied,
     /// Durable in its log, but for at least one cell it holds one that wins: the largest such stamp.
     Behind(Stamp),

@@ -247,10 +247,13 @@ impl Writer {
             }
             rest = later;
         }
-        // After memory: what was frozen there may be in the base by now.
+        // After memory: what was frozen there may be in the base by now. Only a client's write has to know: whoever brings
+        // what others have is content that it is here, and a read of the file for each hint is most of what it costs.
         let base = &self.shared.view.base;
-        for (mutation, behind) in mutations.iter().zip(&mut behind) {
-            if mutation.cells.iter().any(|(_, cell)| cell.stamp <= base.largest()) {
+        let origins = batch.iter().filter_map(origin);
+        for ((mutation, origin), behind) in mutations.iter().zip(origins).zip(&mut behind) {
+            if origin == Origin::Write && mutation.cells.iter().any(|(_, cell)| cell.stamp <= base.largest())
+            {
                 *behind = (*behind).max(self.behind_base(mutation));
             }
         }
@@ -478,6 +481,13 @@ impl Drop for Writer {
 fn mutation(request: &Request) -> Option<&Mutation> {
     match request {
         Request::Apply { mutation, .. } => Some(mutation),
+        _ => None,
+    }
+}
+
+fn origin(request: &Request) -> Option<Origin> {
+    match request {
+        Request::Apply { origin, .. } => Some(*origin),
         _ => None,
     }
 }

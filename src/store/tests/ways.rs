@@ -232,6 +232,24 @@ async fn data_may_be_much_larger_than_memory() {
     );
 }
 
+/// Whoever brings a hint is content that it is here; to look for something newer in data.db would cost more than to store it.
+#[tokio::test]
+async fn only_a_write_is_compared_with_what_was_flushed() {
+    let dir = directory();
+    let (store, _) = open(dir.path(), &tiny());
+    apply_all(&store, [kv("key", value(10, "newer"))]).await;
+    fill(&store, 1_000, "until it is flushed").await;
+    quiet(&store).await;
+    let looks = || gauge(&store, "cell_cache_hits") + gauge(&store, "cell_cache_misses");
+    let before = looks();
+    let old = || kv("key", value(5, "older"));
+    let answer = ask_one(HERE, |to| store.apply_from(Origin::Hint, old(), to)).await;
+    assert_eq!((answer, looks()), (ApplyAnswer::Applied, before));
+    assert_eq!(apply(&store, old()).await, ApplyAnswer::Behind(Stamp(10)));
+    assert_eq!(looks(), before + 1);
+    assert_eq!(get(&store, "key"), Some(value(10, "newer")));
+}
+
 #[tokio::test]
 async fn hints_are_kept_in_order_counted_and_forgotten() {
     let dir = directory();
