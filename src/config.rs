@@ -221,6 +221,9 @@ settings! {
         handoff_batch_mutations: usize = 512, 1 to 10_000;
         /// Bytes of one handoff message.
         handoff_batch_bytes: usize = 1_048_576, 1_000 to 100_000_000;
+        /// Share of its time (0 to 1) that handing hints to a server takes while this one has requests of clients; between
+        /// two messages the processors are left to them.
+        handoff_share_busy: f64 = 0.25, 0 to 1;
         /// Milliseconds until handoff to a server that is up is tried again after a failure.
         handoff_retry_ms: u64 = 1_000, 10 to 3_600_000;
     }

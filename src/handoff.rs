@@ -14,6 +14,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 
 use crate::answer::{AnswerTo, ApplyAnswer, Failure, NodeId, ask_one};
 use crate::clock::Clock;
@@ -23,6 +24,12 @@ use crate::mutation::Mutation;
 use crate::peer::Peers;
 use crate::stats::Stats;
 use crate::store::{Hint, Store};
+
+/// No share is smaller, or hints would pile up for ever.
+const SHARE_MIN: f64 = 0.01;
+
+/// The longest rest: what took long took it waiting for the other server.
+const REST_MAX: Duration = Duration::from_millis(200);
 
 /// Keeps and delivers hints.
 pub struct Handoff {
@@ -136,6 +143,7 @@ impl Handoff {
             if self.members.state(target) != State::Up {
                 return Err(HandoffError::NotUp(target));
             }
+            let (began, requests) = (Instant::now(), self.requests());
             let most = self.pace(target);
             let batch = self
                 .store
@@ -162,7 +170,15 @@ impl Handoff {
                     }
                 }
             }
+            if self.requests() > requests {
+                tokio::time::sleep(rest_after(began.elapsed(), self.config.handoff_share_busy)).await;
+            }
         }
+    }
+
+    /// How many requests of clients were carried out here.
+    fn requests(&self) -> u64 {
+        self.stats.writes_ok.get() + self.stats.reads_ok.get()
     }
 
     /// How many hints to send at once. What a slow server does not take in time it is sent again, and has to do again; were
@@ -255,6 +271,11 @@ impl Handoff {
     }
 }
 
+/// How long clients have the processors to themselves after a batch that took so long.
+fn rest_after(took: Duration, share: f64) -> Duration {
+    took.mul_f64(1.0 / share.max(SHARE_MIN) - 1.0).min(REST_MAX)
+}
+
 /// The right to deliver to one server, given back on drop.
 struct Turn<'a> {
     delivering: &'a Mutex<BTreeSet<NodeId>>,
@@ -278,6 +299,15 @@ impl Drop for Turn<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_delivery_takes_its_share_of_the_time_and_never_rests_for_long() {
+        let took = Duration::from_millis(10);
+        assert_eq!(rest_after(took, 0.25), took * 3);
+        assert_eq!(rest_after(took, 1.0), Duration::ZERO);
+        assert_eq!(rest_after(took, 0.0), REST_MAX);
+        assert_eq!(rest_after(took * 100, 0.25), REST_MAX);
+    }
 
     #[test]
     fn one_delivery_at_a_time_to_each_server() {
