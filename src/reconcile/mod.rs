@@ -841,7 +841,7 @@ impl Reconciler {
             return Ok(());
         }
         self.close(index, horizon.stamp).await?;
-        let kept = ask_one(self.me, |to| self.store.collect_range(index, own.or(horizon), to)).await;
+        let kept = ask_one(self.me, |to| self.store.collect_range(index, horizon, to)).await;
         kept.map_err(|failure| failure.to_string())
     }
 
