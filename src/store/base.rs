@@ -39,10 +39,6 @@ const FORMAT: Format = Format {
     ],
 };
 
-/// Most pages of the write-ahead log that are copied into the file at once. More would hold up the commit log's fsyncs,
-/// which share the disk; and what is flushed in key order writes no page twice soon, so nothing is saved by waiting.
-const CHECKPOINT_PAGES_MAX: usize = 250;
-
 /// At least the largest stamp in the file.
 const LARGEST_STAMP: &str = "largest_stamp";
 /// Every log row up to this sequence is in the file.
@@ -96,8 +92,7 @@ pub(super) fn open(dir: &Path, config: &Config, disk: &Disk) -> Result<BaseWrite
         connection,
         base,
         unchecked_bytes: 0,
-        checkpoint_bytes: config.wal_autocheckpoint_pages.min(CHECKPOINT_PAGES_MAX)
-            * FORMAT.page_bytes as usize,
+        checkpoint_bytes: config.wal_autocheckpoint_pages * FORMAT.page_bytes as usize,
         flushed_upto,
     })
 }

@@ -5,8 +5,8 @@
 //!
 //! A flush is not urgent until the next memtable is nearly full, and those who answer need the processors and the disk:
 //! transactions are short, and between two of them the flusher rests, as long as it gets on faster than that one fills.
-//! Once it is behind it does not rest, and towards the end transactions are long, for writes that find both memtables full
-//! wait for it.
+//! Once it is behind it does not rest, and transactions are long, which costs the least: writes that find both memtables
+//! full wait for it.
 //!
 //! If the disk is full the frozen memtable is kept and the flush tried again; if data.db fails otherwise, the store
 //! takes no more writes.
@@ -36,8 +36,8 @@ const TRANSACTION_BYTES_MAX: usize = 4 * 1024 * 1024;
 const RETRY: Duration = Duration::from_secs(1);
 
 /// How many times as long as a transaction took the flusher rests after it, as long as there is time: no more than a
-/// tenth of a processor is taken from those who answer.
-const REST_TIMES: u32 = 9;
+/// fifth of a processor is taken from those who answer.
+const REST_TIMES: u32 = 4;
 
 /// The shortest rest, so that simulations rest too: there a transaction takes no time.
 const REST_MIN: Duration = Duration::from_millis(1);
@@ -94,12 +94,10 @@ impl Flusher {
 
     /// Writes one transaction of the job.
     fn step(&mut self, job: &mut Job) -> Result<ControlFlow<()>, StoreError> {
-        let cells_max = match self.fullness() < FULL_WHEN_DONE {
-            true => self.transaction_cells.div_ceil(SHORTER),
-            false => self.transaction_cells,
-        };
+        let shorter = if self.is_in_time(job) { SHORTER } else { 1 };
+        let most = (self.transaction_cells.div_ceil(shorter), TRANSACTION_BYTES_MAX / shorter);
         let upto = Some(job.frozen.upto);
-        let step = write_step(&mut self.base, &job.frozen.table, job.known, &job.next, cells_max, upto)?;
+        let step = write_step(&mut self.base, &job.frozen.table, job.known, &job.next, most, upto)?;
         job.cells += step.cells;
         self.shared.stats.flush_commits.count();
         self.shared.health.flush_works();
@@ -128,14 +126,15 @@ impl Flusher {
         if rest.is_zero() {
             return None;
         }
-        let written = job.cells as f64 / job.frozen.table.len() as f64;
-        is_in_time(written, self.fullness()).then_some(rest.min(LOOK))
+        self.is_in_time(job).then_some(rest.min(LOOK))
     }
 
-    /// How full the active memtable is.
-    fn fullness(&self) -> f64 {
+    /// True if the job gets on faster than the active memtable fills. The next transaction counts as written: none is
+    /// behind from the first.
+    fn is_in_time(&self, job: &Job) -> bool {
+        let written = (job.cells + self.transaction_cells as u64) as f64 / job.frozen.table.len() as f64;
         let memory = self.shared.view.memory.read().expect("no panic while it is held");
-        memory.fullness(self.memtable_bytes_max, self.log_bytes_max)
+        is_in_time(written, memory.fullness(self.memtable_bytes_max, self.log_bytes_max))
     }
 
     fn finish(&mut self, job: Job) {
@@ -304,7 +303,8 @@ pub(super) fn flush_at_start(
     let known = base.base().largest();
     let mut next = Some(Vec::new());
     while let Some(from) = next {
-        let step = write_step(base, table, known, &from, transaction_cells, Some(upto)).and_then(|step| {
+        let most = (transaction_cells, TRANSACTION_BYTES_MAX);
+        let step = write_step(base, table, known, &from, most, Some(upto)).and_then(|step| {
             base.checkpoint_if_due()?;
             Ok(step)
         });
@@ -319,20 +319,21 @@ struct Step {
     next: Option<Vec<u8>>,
 }
 
-/// Writes one transaction of cells from `from` on; with the last of them, that all log rows up to `upto` are there.
+/// Writes one transaction of cells from `from` on, so many and so many bytes at most, at least one; with the last of them,
+/// that all log rows up to `upto` are there.
 fn write_step(
     base: &mut BaseWriter,
     table: &Memtable,
     known: Stamp,
     from: &[u8],
-    cells_max: usize,
+    (cells_max, bytes_max): (usize, usize),
     upto: Option<i64>,
 ) -> Result<Step, StoreError> {
     let (mut cells, mut bytes) = (0, 0);
     let fits = |&(key, cell): &(&[u8], &[u8])| {
         cells += 1;
         bytes += key.len() + cell.len();
-        cells == 1 || cells <= cells_max && bytes <= TRANSACTION_BYTES_MAX
+        cells == 1 || cells <= cells_max && bytes <= bytes_max
     };
     let count = table.range(from, None).take_while(fits).count();
     let next = table.range(from, None).nth(count).map(|(key, _)| key.to_vec());
