@@ -97,8 +97,8 @@ impl Bell {
 }
 
 /// Tells a worker that something was queued, but not each time: once all tasks that are ready have had their turn, so
-/// that what arrived together is committed together. Without this the first of many requests would wake the writer,
-/// which would sync a batch of one while the others are still being read.
+/// that what arrived together is committed together. Without this the writer would take the first of many requests, and
+/// sync a batch of one while the others are still being read.
 #[derive(Default)]
 pub(super) struct Arrivals {
     /// Something was queued since the worker was told.

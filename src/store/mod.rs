@@ -118,7 +118,7 @@ struct Inner {
 }
 
 struct Workers {
-    /// Rings for the writer.
+    /// Releases what has arrived, and rings for the writer.
     telling: JoinHandle<()>,
     writer: Driven,
     flusher: Driven,

@@ -1,4 +1,4 @@
-//! What waits for the commit log: bounded in number and bytes, and closed when the store ends.
+//! What waits for the commit log: bounded in number and bytes, taken once it was released, and closed when the store ends.
 
 use std::collections::VecDeque;
 use std::mem::size_of;
@@ -116,14 +116,13 @@ impl Queue {
         Ok(())
     }
 
-    /// What waits now may be taken. Without this the writer would take the first of many that are just arriving, and sync
-    /// a batch of one.
+    /// What waits now may be taken ([`Arrivals`](super::drive::Arrivals) says when and why).
     pub fn release(&self) {
         let mut waiting = self.waiting.lock().expect("no panic while it is held");
         waiting.released = waiting.requests.len();
     }
 
-    /// The next batch: all that was released, up to the bounds of a transaction, and at least one request if there is any.
+    /// The next batch: all that was released, up to the bounds of a transaction, and at least one of it, if there is any.
     pub fn take(&self) -> Vec<Request> {
         let mut waiting = self.waiting.lock().expect("no panic while it is held");
         let most = waiting.released.min(self.batch_mutations_max);

@@ -3,7 +3,7 @@
 //!   queue ─► log.db (one fsync for the whole batch) ─► memtable ─► answers, all with one wake-up ─► checkpoint, if due
 //!
 //! A cell is in the memtable only if the log has it, so replay after a crash returns every acknowledged cell. There is
-//! no artificial waiting: a batch is what arrived during the last fsync.
+//! no artificial waiting: a batch is what had arrived when the last fsync ended.
 //!
 //! When the log fails:
 //!   - no space, or somebody's lock: the transaction is undone, everybody in it hears *refused, nothing was stored*, and
@@ -250,8 +250,7 @@ impl Writer {
         // After memory: what was frozen there may be in the base by now. Only a client's write has to know: whoever brings
         // what others have is content that it is here, and a read of the file for each hint is most of what it costs.
         let base = &self.shared.view.base;
-        let origins = batch.iter().filter_map(origin);
-        for ((mutation, origin), behind) in mutations.iter().zip(origins).zip(&mut behind) {
+        for ((origin, mutation), behind) in batch.iter().filter_map(applied).zip(&mut behind) {
             if origin == Origin::Write && mutation.cells.iter().any(|(_, cell)| cell.stamp <= base.largest())
             {
                 *behind = (*behind).max(self.behind_base(mutation));
@@ -461,7 +460,9 @@ impl Worker for Writer {
         if self.in_trouble {
             return self.probe_or_wait();
         }
-        if self.has_to_forget() && self.shared.ending() == Ending::No {
+        // What waits will be released in a moment, and takes some of what is to be forgotten with it.
+        let idle = self.shared.queue.depth().0 == 0;
+        if idle && self.has_to_forget() && self.shared.ending() == Ending::No {
             self.commit(Vec::new());
             return Turn::Again;
         }
@@ -479,15 +480,12 @@ impl Drop for Writer {
 }
 
 fn mutation(request: &Request) -> Option<&Mutation> {
-    match request {
-        Request::Apply { mutation, .. } => Some(mutation),
-        _ => None,
-    }
+    applied(request).map(|(_, mutation)| mutation)
 }
 
-fn origin(request: &Request) -> Option<Origin> {
+fn applied(request: &Request) -> Option<(Origin, &Mutation)> {
     match request {
-        Request::Apply { origin, .. } => Some(*origin),
+        Request::Apply { origin, mutation, .. } => Some((*origin, mutation)),
         _ => None,
     }
 }
