@@ -276,7 +276,8 @@ struct PeerApply {
   2: list<binary> mutations
 }
 
-// One for each mutation, in order: 0 applied, a stamp: behind that one, -1: refused (see `refused`).
+// One for each mutation, in order: 0 applied, a stamp: behind that one, -1: refused (see `refused`). Of hints and repairs
+// 0 does not say that nothing newer is here.
 struct PeerApplied {
   1: list<i64> answers
   2: string refused

@@ -221,8 +221,8 @@ settings! {
         handoff_batch_mutations: usize = 512, 1 to 10_000;
         /// Bytes of one handoff message.
         handoff_batch_bytes: usize = 1_048_576, 1_000 to 100_000_000;
-        /// Share of its time (0 to 1) that handing hints to a server takes while this one has requests of clients; between
-        /// two messages the processors are left to them.
+        /// Share of its time (0 to 1) that handing hints to a server takes while this one's clients send 200 requests a second
+        /// or more; between two messages it rests, at most 200 ms. A share below 0.01 counts as that.
         handoff_share_busy: f64 = 0.25, 0 to 1;
         /// Milliseconds until handoff to a server that is up is tried again after a failure.
         handoff_retry_ms: u64 = 1_000, 10 to 3_600_000;
@@ -289,11 +289,11 @@ settings! {
         log_queue_mutations_max: usize = 65_536, 1 to 100_000_000;
         /// Bytes waiting for the commit log; past it: overloaded.
         log_queue_bytes_max: usize = 67_108_864, 1_000_000 to 1_000_000_000_000;
-        /// Mutations of one transaction of the commit log: what has queued up during the last fsync, at most this many.
+        /// Mutations of one transaction of the commit log: what has come until the last fsync ended, at most this many.
         commit_batch_mutations_max: usize = 4_096, 1 to 1_000_000;
         /// Bytes of one transaction of the commit log.
         commit_batch_bytes_max: usize = 8_388_608, 1_000 to 1_000_000_000;
-        /// Pages of SQLite's write-ahead log after which it is copied into the database. 1000 was measured best: the
+        /// Pages of SQLite's write-ahead log after which it is copied into the database. 1000 was measured best for log.db: the
         /// file is overwritten, which is up to twice as fast as growing it, and stalls stay short.
         wal_autocheckpoint_pages: usize = 1_000, 10 to 1_000_000;
         /// Cells of one transaction while flushing a memtable to data.db; a tenth of it as long as there is time.

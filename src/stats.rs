@@ -163,7 +163,7 @@ stats! {
         cells_collected
         /// Mutations stored by this server as a replica.
         mutations_applied
-        /// Of those, how many found a newer version here.
+        /// Of those, how many found a newer version here; of what is no client's write, only in memory.
         mutations_behind
         /// Mutations this server refused as a replica (disk full, queue full).
         mutations_refused

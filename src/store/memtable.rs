@@ -23,8 +23,8 @@ use crate::cell::{Cell, Stamp};
 /// allocator's share.
 const ENTRY_OVERHEAD_BYTES: usize = 76;
 
-/// Keys up to this length are kept in the tree's nodes: those of partition keys of 16 bytes and a few more. With them a
-/// node of 11 fits an allocation of 512 bytes.
+/// Keys up to this length are kept in the tree's nodes: those of partition keys of up to 18 bytes, fewer with zeros among
+/// them. A node of 11 such keys fits an allocation of 512 bytes.
 const SHORT_KEY_BYTES: usize = 22;
 
 /// An engine key. Short ones are kept in place, so that a search through the tree, which mostly waits for memory, has no
