@@ -8,6 +8,7 @@
 #   benches/marks.sh recover    a server starts with a million rows in its log, and with none
 #   benches/marks.sh memory     of an idle server, and of each cell in the memtable
 #   benches/marks.sh large      gets and puts of data ten times larger than memtable and cache together
+#   benches/marks.sh sustained  the same of 10,000,000 keys and servers as they are, against 100,000; puts for ten minutes
 #   benches/marks.sh all        one after the other
 #
 # --keys N (1000000)   --seconds N (20: of one measurement)   --rounds N (3)
@@ -23,7 +24,7 @@ keys=1000000 seconds=20 rounds=3
 first_port=19680
 bin=${TETRACHORD_BIN:-${CARGO_TARGET_DIR:-target}/release}
 scratch=$PWD/target/marks
-parts="stall dead drain recover memory large"
+parts="stall dead drain recover memory large sustained"
 options="keys seconds rounds"
 . benches/cluster.sh
 
@@ -159,6 +160,33 @@ large() {
     say "$1, $2: $near a second from memory, $far with data ten times larger than that"
     check "at least $3 of it" below "$near * $3" "$far"
   done
+}
+
+# On each server 7,500,000 cells, about 1 GB in data.db, behind two memtables of 64 MiB and caches of 32.
+sustained() {
+  local many=$((keys * 10)) near_uniform near_zipfian near_puts
+  cluster
+  keys=100000
+  fill
+  run --workload read --order uniform --seconds "$seconds"
+  near_uniform=$(rate)
+  run --workload read --order zipfian --seconds "$seconds"
+  near_zipfian=$(rate)
+  run --workload write --seconds "$seconds"
+  near_puts=$(rate)
+  cluster
+  keys=$many
+  fill
+  run --workload read --order uniform --seconds "$seconds"
+  say "gets, uniform: $near_uniform a second of 100000 keys, $(rate) of $keys"
+  check "at least 0.5 of it" below "$near_uniform * 0.5" "$(rate)"
+  run --workload read --order zipfian --seconds "$seconds"
+  say "gets, zipfian: $near_zipfian a second of 100000 keys, $(rate) of $keys"
+  check "at least 0.8 of it" below "$near_zipfian * 0.8" "$(rate)"
+  run --workload write --seconds "$((seconds * 30))"
+  say "puts: $near_puts a second of 100000 keys, $(rate) of $keys for $((seconds * 30)) s: $(latencies)"
+  check "at least 0.7 of it" below "$near_puts * 0.7" "$(rate)"
+  say "memory of a server: $(($(memory_of 0 Rss) / 1024)) MiB, of which of its own $(($(memory_of 0 Anonymous) / 1024))"
 }
 
 # ------------------------------------------------------------------------------------------------ what is seen
