@@ -164,29 +164,33 @@ large() {
 
 # On each server 7,500,000 cells, about 1 GB in data.db, behind two memtables of 64 MiB and caches of 32.
 sustained() {
-  local many=$((keys * 10)) near_uniform near_zipfian near_puts
+  local many=$((keys * 10)) near
   cluster
   keys=100000
   fill
-  run --workload read --order uniform --seconds "$seconds"
-  near_uniform=$(rate)
-  run --workload read --order zipfian --seconds "$seconds"
-  near_zipfian=$(rate)
-  run --workload write --seconds "$seconds"
-  near_puts=$(rate)
+  gets_and_puts "$seconds"
+  near=("${rates[@]}")
   cluster
   keys=$many
   fill
-  run --workload read --order uniform --seconds "$seconds"
-  say "gets, uniform: $near_uniform a second of 100000 keys, $(rate) of $keys"
-  check "at least 0.5 of it" below "$near_uniform * 0.5" "$(rate)"
-  run --workload read --order zipfian --seconds "$seconds"
-  say "gets, zipfian: $near_zipfian a second of 100000 keys, $(rate) of $keys"
-  check "at least 0.8 of it" below "$near_zipfian * 0.8" "$(rate)"
-  run --workload write --seconds "$((seconds * 30))"
-  say "puts: $near_puts a second of 100000 keys, $(rate) of $keys for $((seconds * 30)) s: $(latencies)"
-  check "at least 0.7 of it" below "$near_puts * 0.7" "$(rate)"
+  gets_and_puts "$((seconds * 30))"
+  say "puts of $keys for $((seconds * 30)) s: $(latencies)"
   say "memory of a server: $(($(memory_of 0 Rss) / 1024)) MiB, of which of its own $(($(memory_of 0 Anonymous) / 1024))"
+  say "of 100000 keys and of $keys, a second: gets, uniform ${near[0]} and ${rates[0]}; gets, zipfian ${near[1]} and ${rates[1]};" \
+    "puts ${near[2]} and ${rates[2]}"
+  check "uniform gets at least 0.5 of it" below "${near[0]} * 0.5" "${rates[0]}"
+  check "zipfian gets at least 0.8 of it" below "${near[1]} * 0.8" "${rates[1]}"
+  check "puts at least 0.7 of it" below "${near[2]} * 0.7" "${rates[2]}"
+}
+
+# Uniform gets, zipfian gets, and puts for so many seconds; sets `rates`.
+gets_and_puts() {
+  run --workload read --order uniform --seconds "$seconds"
+  rates=("$(rate)")
+  run --workload read --order zipfian --seconds "$seconds"
+  rates+=("$(rate)")
+  run --workload write --seconds "$1"
+  rates+=("$(rate)")
 }
 
 # ------------------------------------------------------------------------------------------------ what is seen
