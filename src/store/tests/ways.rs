@@ -232,6 +232,19 @@ async fn data_may_be_much_larger_than_memory() {
     );
 }
 
+/// Nobody writes any more, so there is time; what was written meanwhile may have made the first ones long.
+#[tokio::test]
+async fn a_flush_that_is_in_time_is_made_of_short_transactions() {
+    let dir = directory();
+    let (store, _) = open(dir.path(), &tiny());
+    fill(&store, 400, "a memtable and a bit").await;
+    quiet(&store).await;
+    let stats = &store.shared().stats;
+    assert_eq!(stats.flushes.get(), 1);
+    let long = stats.flushed_cells.get() / tiny().flush_transaction_cells as u64;
+    assert!(stats.flush_commits.get() > 3 * long, "{} transactions", stats.flush_commits.get());
+}
+
 /// Whoever brings a hint is content that it is here; to look for something newer in data.db would cost more than to store it.
 #[tokio::test]
 async fn only_a_write_is_compared_with_what_was_flushed() {
