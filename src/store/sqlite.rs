@@ -199,6 +199,8 @@ pub(super) fn open_to_write(
         _ => using(source),
     })?;
     prepare(&connection, cache_bytes).map_err(using)?;
+    // Broken pages are found before they spread. Who only reads has the checksums, and reads more pages.
+    connection.pragma_update(None, "cell_size_check", true).map_err(using)?;
     let new = is_new(&connection, path, format)?;
     if new && !may_create {
         return Err(OpenError::damaged(path, "it is empty, though data was stored here"));
@@ -355,7 +357,6 @@ fn prepare(connection: &Connection, cache_bytes: usize) -> rusqlite::Result<()> 
     connection.set_prepared_statement_cache_capacity(STATEMENTS_MAX);
     connection.busy_timeout(BUSY_TIMEOUT)?;
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
-    connection.pragma_update(None, "cell_size_check", true)?; // broken pages are found before they mislead
     connection.pragma_update(None, "temp_store", "MEMORY")?;
     connection.pragma_update(None, "cache_size", -((cache_bytes / 1024).max(64) as i64))
 }
