@@ -1,6 +1,7 @@
 //! data.db: the sorted cells that were flushed, and how they are read.
 //!
-//! A few read-only connections are used by whichever thread reads; the flusher has the one connection that writes.
+//! A few read-only connections are used by whichever thread reads; the flusher has the one connection that writes. What
+//! was written is seen once [`Base::forget_cells`] was called: until then it is in memory as well.
 //! Each cell has a checksum over key and cell, so bytes that changed on the disk are reported and never served.
 //!
 //! Two promises are kept here for others:
@@ -15,7 +16,7 @@ use std::cmp::Ordering;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicI64, Ordering as Atomic};
-use std::sync::{Arc, Condvar, Mutex};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 
 use rusqlite::{Connection, Row};
 
@@ -31,7 +32,7 @@ pub(super) const FILE: &str = "data.db";
 
 const FORMAT: Format = Format {
     application_id: 0x5443_4462, // "TCDb"
-    page_bytes: 4096, // a flush writes whole pages for a few cells each; reading one copies it
+    page_bytes: 4096,            // a flush writes whole pages for a few cells each; reading one copies it
     gives_back: true,
     schema: &[
         sqlite::META,
@@ -64,9 +65,22 @@ pub(super) struct Base {
     cache: CellCache,
 }
 
+#[derive(Default)]
 struct Readers {
-    idle: Vec<Connection>,
+    idle: Vec<Reader>,
     open: usize,
+    /// How many wait for one.
+    awaited: usize,
+    /// How often all were to see the file anew.
+    state: u64,
+}
+
+/// A connection, and the read transaction it is in. To begin and to end one costs two locks of the file, more than to
+/// look up a cell; so one is kept until a flush is done, or the file is checkpointed.
+struct Reader {
+    connection: Connection,
+    /// [`Readers::state`] when it began; `None`: it is in none.
+    began: Option<u64>,
 }
 
 /// The writing side.
@@ -102,7 +116,7 @@ impl Base {
         Base {
             path,
             disk,
-            readers: Mutex::new(Readers { idle: Vec::new(), open: 0 }),
+            readers: Mutex::default(),
             returned: Condvar::new(),
             readers_max: config.worker_threads + 2, // the log's writer; whoever inspects or collects
             cache_bytes: config.base_cache_bytes,
@@ -147,6 +161,7 @@ impl Base {
     /// From now on nobody is shown a cell as it was before. To be called once the file was changed, and before what was
     /// written to it is dropped from memory.
     pub fn forget_cells(&self) {
+        self.lock_readers().state += 1; // first: what is kept as of now is read as of now
         self.cache.forget();
     }
 
@@ -221,41 +236,97 @@ impl Base {
         })
     }
 
-    /// Lends a connection; waits for one if all are lent. Reads are short.
+    /// Lends a connection in a transaction that began since [`Base::forget_cells`]; waits for one if all are lent. Reads
+    /// are short.
     fn with_reader<T>(
         &self,
         read: impl FnOnce(&Connection) -> Result<T, StoreError>,
     ) -> Result<T, StoreError> {
-        let connection = self.borrow()?;
-        let result = read(&connection);
-        self.readers.lock().expect("no panic while it is held").idle.push(connection);
-        self.returned.notify_one();
+        let mut reader = self.borrow()?;
+        let result = read(&reader.connection);
+        let mut readers = self.lock_readers();
+        let stays = result.is_ok() && reader.began == Some(readers.state) || reader.end();
+        if stays {
+            readers.idle.push(reader);
+        } else {
+            readers.open -= 1;
+        }
+        if readers.awaited > 0 {
+            self.returned.notify_one();
+        }
         result
     }
 
-    fn borrow(&self) -> Result<Connection, StoreError> {
-        let mut readers = self.readers.lock().expect("no panic while it is held");
-        loop {
-            if let Some(connection) = readers.idle.pop() {
-                return Ok(connection);
+    fn borrow(&self) -> Result<Reader, StoreError> {
+        let mut readers = self.lock_readers();
+        let (idle, state) = loop {
+            if let Some(reader) = readers.idle.pop() {
+                break (Some(reader), readers.state);
             }
             if readers.open < self.readers_max {
-                break;
+                readers.open += 1;
+                break (None, readers.state);
             }
+            readers.awaited += 1;
             readers = self.returned.wait(readers).expect("no panic while it is held");
-        }
-        readers.open += 1;
+            readers.awaited -= 1;
+        };
         drop(readers);
-        sqlite::open_to_read(&self.disk, &self.path, &FORMAT, self.cache_bytes, self.mmap_bytes).map_err(
-            |error| {
-                self.readers.lock().expect("no panic while it is held").open -= 1;
-                self.returned.notify_one();
-                match error {
-                    OpenError::Unusable { path, source } => StoreError::Unreadable { path, source },
-                    damaged => StoreError::Damaged { path: self.path.clone(), what: damaged.to_string() },
-                }
-            },
-        )
+        let reader = match idle {
+            Some(reader) => Ok(reader),
+            None => self.open_reader(),
+        };
+        let lent = reader.and_then(|mut reader| {
+            reader.begin(state).map_err(|source| StoreError::reading(&self.path, source))?;
+            Ok(reader)
+        });
+        lent.inspect_err(|_| {
+            self.lock_readers().open -= 1;
+            self.returned.notify_one();
+        })
+    }
+
+    fn open_reader(&self) -> Result<Reader, StoreError> {
+        match sqlite::open_to_read(&self.disk, &self.path, &FORMAT, self.cache_bytes, self.mmap_bytes) {
+            Ok(connection) => Ok(Reader { connection, began: None }),
+            Err(OpenError::Unusable { path, source }) => Err(StoreError::Unreadable { path, source }),
+            Err(damaged) => Err(StoreError::Damaged { path: self.path.clone(), what: damaged.to_string() }),
+        }
+    }
+
+    /// Ends the transactions that are kept: a write-ahead log is copied into the file only as far as no reader needs
+    /// what is there, and begins anew only when none reads it.
+    fn let_go(&self) {
+        let mut readers = self.lock_readers();
+        readers.state += 1; // so that those that are lent end theirs
+        let before = readers.idle.len();
+        readers.idle.retain_mut(Reader::end);
+        readers.open -= before - readers.idle.len();
+    }
+
+    fn lock_readers(&self) -> MutexGuard<'_, Readers> {
+        self.readers.lock().expect("no panic while it is held")
+    }
+}
+
+impl Reader {
+    /// Begins a transaction, unless it is in one that began in that state.
+    fn begin(&mut self, state: u64) -> rusqlite::Result<()> {
+        if self.began == Some(state) {
+            return Ok(());
+        }
+        if self.began.take().is_some() {
+            sqlite::run(&self.connection, "COMMIT")?;
+        }
+        sqlite::run(&self.connection, "BEGIN")?; // what it shows is settled when it first reads
+        self.began = Some(state);
+        Ok(())
+    }
+
+    /// Ends its transaction. False if that failed, after which it is not to be used.
+    fn end(&mut self) -> bool {
+        self.began = None;
+        sqlite::roll_back(&self.connection)
     }
 }
 
@@ -429,14 +500,17 @@ impl BaseWriter {
         if self.unchecked_bytes < self.checkpoint_bytes {
             return Ok(false);
         }
+        self.base.let_go();
         sqlite::checkpoint(&self.connection, "PASSIVE")
             .map_err(|source| StoreError::reading(&self.base.path, source))?;
+        self.base.let_go(); // of the log as it was, so that it can begin anew
         self.unchecked_bytes = 0;
         Ok(true)
     }
 
     /// Copies the write-ahead log into the file before it is closed, so that the file alone is complete.
     pub fn checkpoint_to_close(&self) -> rusqlite::Result<()> {
+        self.base.let_go();
         sqlite::checkpoint(&self.connection, "TRUNCATE")
     }
 

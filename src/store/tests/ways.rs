@@ -232,6 +232,23 @@ async fn data_may_be_much_larger_than_memory() {
     );
 }
 
+/// Readers keep their transactions between reads, but not so long that a write-ahead log cannot begin anew.
+#[tokio::test]
+async fn reading_lets_no_write_ahead_log_grow() {
+    let dir = directory();
+    let (store, _) = open(dir.path(), &tiny());
+    let mut sizes = Vec::new();
+    for round in 1..=20 {
+        fill(&store, 600, &format!("round {round}")).await;
+        quiet(&store).await;
+        assert!(store.shared().stats.flushes.get() >= round);
+        assert_eq!(get(&store, format!("round {round} 0")), Some(value(1, [0; 200])));
+        sizes.push(std::fs::metadata(dir.path().join("data.db-wal")).unwrap().len());
+    }
+    assert!(store.shared().stats.slices_read_base.get() >= 10, "of data.db nothing was read");
+    assert!(sizes[19] <= 2 * sizes[4], "{sizes:?}");
+}
+
 /// Nobody writes any more, so there is time; what was written meanwhile may have made the first ones long.
 #[tokio::test]
 async fn a_flush_that_is_in_time_is_made_of_short_transactions() {
