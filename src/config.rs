@@ -302,7 +302,9 @@ settings! {
         cell_cache_bytes: usize = 8_388_608, 0 to 100_000_000_000;
         /// Bytes of SQLite's page cache of each connection to data.db, and of the one that reads hints.
         base_cache_bytes: usize = 8_388_608, 100_000 to 100_000_000_000;
-        /// Bytes of data.db that may be mapped into memory (shared with the operating system's cache).
+        /// Bytes of data.db that are mapped into memory, rather than copied from the operating system's cache, whose pages
+        /// they are: they count as the server's memory (RSS), but are given back when there is need. Each flush has them
+        /// mapped anew, which takes the longer the more they are. 0: none.
         base_mmap_bytes: usize = 268_435_456, 0 to 100_000_000_000_000;
         /// Cells of one answer to the inspector, which walks a store in such steps.
         inspect_cells_max: usize = 1_024, 1 to 100_000;
