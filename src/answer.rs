@@ -88,11 +88,20 @@ impl Failure {
 pub trait Answer: Send {
     /// The answer when an [`AnswerTo`] is dropped unsent.
     fn abandoned() -> Self;
+
+    /// True if nothing follows from it but that one answer less is missing: see [`Answers::next_of`].
+    fn is_plain(&self) -> bool {
+        false
+    }
 }
 
 impl Answer for ApplyAnswer {
     fn abandoned() -> Self {
         ApplyAnswer::Failed(Failure::Abandoned)
+    }
+
+    fn is_plain(&self) -> bool {
+        *self == ApplyAnswer::Applied
     }
 }
 
@@ -135,8 +144,8 @@ struct Inbox<T> {
 /// Who is told of an answer.
 enum Waiting<T> {
     Nobody,
-    /// The task that awaits it.
-    Task(Waker),
+    /// The task that awaits it; once so many answers are there, if they are plain ones.
+    Task(Waker, usize),
     /// See [`Answers::hand_over`]; and how many answers are due.
     Late(Box<dyn Late<T>>, usize),
 }
@@ -173,15 +182,25 @@ impl<T: Answer> Answers<T> {
 
     /// The next answer; `None` when none is due. Cancel-safe.
     pub async fn next(&mut self) -> Option<(NodeId, T)> {
+        self.next_of(1).await
+    }
+
+    /// The next answer, for somebody to whom plain ones are of no use before `wanted` of them are there: to be woken for
+    /// each would be most of what they cost. `None` when none is due. Cancel-safe.
+    pub async fn next_of(&mut self, wanted: usize) -> Option<(NodeId, T)> {
         let shared = self.shared.as_ref().filter(|_| self.due > 0)?;
+        let wanted = wanted.min(self.due);
         let answer = poll_fn(|cx| {
             let mut inbox = shared.inbox();
             match inbox.ready.pop_front() {
                 Some(answer) => Poll::Ready(answer),
                 None => {
                     match &mut inbox.waiting {
-                        Waiting::Task(waker) => waker.clone_from(cx.waker()),
-                        waiting => *waiting = Waiting::Task(cx.waker().clone()),
+                        Waiting::Task(waker, of) => {
+                            waker.clone_from(cx.waker());
+                            *of = wanted;
+                        }
+                        waiting => *waiting = Waiting::Task(cx.waker().clone(), wanted),
                     }
                     Poll::Pending
                 }
@@ -232,13 +251,20 @@ impl<T: Answer> AnswerTo<T> {
                 return;
             }
         } else {
+            let plain = answer.is_plain();
             inbox.ready.push_back((self.node, answer));
+            if let Waiting::Task(_, wanted) = inbox.waiting
+                && plain
+                && inbox.ready.len() < wanted
+            {
+                return;
+            }
         }
         let waiting = std::mem::replace(&mut inbox.waiting, Waiting::Nobody);
         drop(inbox); // who is told may lock others
         match waiting {
             Waiting::Nobody => {}
-            Waiting::Task(waker) => waker.wake(),
+            Waiting::Task(waker, _) => waker.wake(),
             Waiting::Late(late, _) => late.end(),
         }
     }
@@ -268,6 +294,9 @@ pub async fn ask_one<T: Answer>(node: NodeId, ask: impl FnOnce(AnswerTo<T>)) -> 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::pin::pin;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::task::{Context, Wake};
 
     #[tokio::test]
     async fn answers_come_in_the_order_they_are_given_and_then_end() {
@@ -311,6 +340,44 @@ mod tests {
             };
             assert_eq!(heard, [answer(1), answer(2), None]);
         }
+    }
+
+    #[derive(Default)]
+    struct Wakes(AtomicUsize);
+
+    impl Wake for Wakes {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Ordering::SeqCst);
+        }
+    }
+
+    #[test]
+    fn who_wants_two_is_woken_by_the_second_or_by_one_that_is_not_plain() {
+        let (plain, behind) = (ApplyAnswer::Applied, ApplyAnswer::Behind(Stamp(7)));
+        for (first, wanted, wakes) in [(&plain, 2, [0, 1]), (&plain, 1, [1, 1]), (&behind, 2, [1, 1])] {
+            let mut answers = Answers::default();
+            let given = [answers.expect(NodeId(1)), answers.expect(NodeId(2)), answers.expect(NodeId(3))];
+            let told = Arc::new(Wakes::default());
+            let waker = Waker::from(told.clone());
+            let next = pin!(answers.next_of(wanted));
+            assert!(next.poll(&mut Context::from_waker(&waker)).is_pending());
+            for ((to, answer), wakes) in given.into_iter().zip([first, &plain]).zip(wakes) {
+                to.send(answer.clone());
+                assert_eq!(told.0.load(Ordering::SeqCst), wakes, "{first:?} of {wanted}");
+            }
+        }
+    }
+
+    #[test]
+    fn who_wants_more_than_are_due_is_woken_by_the_last() {
+        let mut answers = Answers::default();
+        let to = answers.expect(NodeId(1));
+        let told = Arc::new(Wakes::default());
+        let waker = Waker::from(told.clone());
+        let next = pin!(answers.next_of(2));
+        assert!(next.poll(&mut Context::from_waker(&waker)).is_pending());
+        to.send(ApplyAnswer::Applied);
+        assert_eq!(told.0.load(Ordering::SeqCst), 1);
     }
 
     #[tokio::test]

@@ -337,7 +337,7 @@ impl Coordinator {
             }
             tokio::select! {
                 biased; // an answer that is there counts, even at the deadline
-                Some((node, answer)) = answers.next() => {
+                Some((node, answer)) = answers.next_of(round.op.missing()) => {
                     trace.note(|| format!("server {node}: {}", describe_apply(&answer)));
                     if self.is_being_redialled(node, &answer) {
                         again.push(node);

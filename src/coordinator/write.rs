@@ -186,6 +186,11 @@ impl WriteOp {
         self.count(|slot| self.acknowledges(slot))
     }
 
+    /// How many more have to acknowledge.
+    pub fn missing(&self) -> usize {
+        self.needed.saturating_sub(self.acknowledged())
+    }
+
     /// How many are known to have the mutation or something newer.
     pub fn holding(&self) -> usize {
         self.count(|slot| matches!(slot.state, SlotState::Applied | SlotState::Behind(_)))
