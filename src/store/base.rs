@@ -17,6 +17,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicI64, Ordering as Atomic};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::time::Duration;
 
 use rusqlite::{Connection, Row};
 
@@ -51,6 +52,10 @@ const READ_ONE: &str = "SELECT key, cell, checksum FROM cells WHERE key = ?1";
 const READ_RUN: &str = "SELECT key, cell, checksum FROM cells WHERE key >= ?1 AND key < ?2 ORDER BY key";
 const READ_REST: &str = "SELECT key, cell, checksum FROM cells WHERE key >= ?1 ORDER BY key";
 
+/// How long a checkpoint waits for the reads that are under way. Most take microseconds; a page of a long walk some
+/// milliseconds.
+const LENT_MAX: Duration = Duration::from_millis(50);
+
 /// The reading side.
 pub(super) struct Base {
     path: PathBuf,
@@ -68,18 +73,22 @@ pub(super) struct Base {
 #[derive(Default)]
 struct Readers {
     idle: Vec<Reader>,
-    open: usize,
-    /// How many wait for one.
+    /// The states of those that are lent.
+    lent: Vec<u64>,
+    /// How many wait for one to come back.
     awaited: usize,
     /// How often all were to see the file anew.
     state: u64,
+    /// No transaction is kept: somebody else may want the file for himself.
+    keeps_none: bool,
 }
 
 /// A connection, and the read transaction it is in. To begin and to end one costs two locks of the file, more than to
-/// look up a cell; so one is kept until a flush is done, or the file is checkpointed.
+/// look up a cell; so one is kept until a flush is done, or the file is checkpointed. Another program finds its locks: it can
+/// read, but not cut the write-ahead log off.
 struct Reader {
     connection: Connection,
-    /// [`Readers::state`] when it began; `None`: it is in none.
+    /// [`Readers::state`] when it was lent for the first read of it; `None`: it is in none.
     began: Option<u64>,
 }
 
@@ -92,6 +101,8 @@ pub(super) struct BaseWriter {
     /// Checkpoint when as many bytes were written.
     checkpoint_bytes: usize,
     flushed_upto: i64,
+    /// Of the file's pages: an older file has larger ones.
+    page_bytes: usize,
 }
 
 /// Opens or creates data.db.
@@ -101,13 +112,15 @@ pub(super) fn open(dir: &Path, config: &Config, disk: &Disk) -> Result<BaseWrite
     let largest = sqlite::meta(&connection, &path, LARGEST_STAMP)?.unwrap_or(i64::MIN);
     let flushed_upto = sqlite::meta(&connection, &path, FLUSHED_UPTO)?.unwrap_or(0);
     sqlite::settle(&connection, disk, &path)?;
+    let page_bytes = sqlite::page_bytes(&connection).map_err(|source| OpenError::using(&path, source))?;
     let base = Arc::new(Base::new(path, disk.clone(), config, largest));
     Ok(BaseWriter {
         connection,
         base,
         unchecked_bytes: 0,
-        checkpoint_bytes: config.wal_autocheckpoint_pages * FORMAT.page_bytes as usize,
+        checkpoint_bytes: config.wal_autocheckpoint_pages * page_bytes,
         flushed_upto,
+        page_bytes,
     })
 }
 
@@ -134,7 +147,9 @@ impl Base {
         let largest = sqlite::meta(&connection, &path, LARGEST_STAMP)?.unwrap_or(i64::MIN);
         let flushed_upto = sqlite::meta(&connection, &path, FLUSHED_UPTO)?.unwrap_or(0);
         drop(connection);
-        Ok((Base::new(path, disk.clone(), config, largest), flushed_upto))
+        let base = Base::new(path, disk.clone(), config, largest);
+        base.keep_none(); // a server may be started meanwhile
+        Ok((base, flushed_upto))
     }
 
     /// No cell in the file has a larger stamp. The smallest of all stamps if the file has no cells.
@@ -242,48 +257,53 @@ impl Base {
         &self,
         read: impl FnOnce(&Connection) -> Result<T, StoreError>,
     ) -> Result<T, StoreError> {
-        let mut reader = self.borrow()?;
-        let result = read(&reader.connection);
-        let mut readers = self.lock_readers();
-        let stays = result.is_ok() && reader.began == Some(readers.state) || reader.end();
-        if stays {
-            readers.idle.push(reader);
-        } else {
-            readers.open -= 1;
-        }
-        if readers.awaited > 0 {
-            self.returned.notify_one();
-        }
-        result
-    }
-
-    fn borrow(&self) -> Result<Reader, StoreError> {
-        let mut readers = self.lock_readers();
-        let (idle, state) = loop {
-            if let Some(reader) = readers.idle.pop() {
-                break (Some(reader), readers.state);
-            }
-            if readers.open < self.readers_max {
-                readers.open += 1;
-                break (None, readers.state);
-            }
-            readers.awaited += 1;
-            readers = self.returned.wait(readers).expect("no panic while it is held");
-            readers.awaited -= 1;
-        };
-        drop(readers);
-        let reader = match idle {
-            Some(reader) => Ok(reader),
-            None => self.open_reader(),
-        };
-        let lent = reader.and_then(|mut reader| {
+        let (idle, state) = self.borrow();
+        let open = idle.and_then(|mut reader| {
+            let usable = reader.began == Some(state) || reader.end();
+            usable.then_some(reader)
+        });
+        let reader = open.map_or_else(|| self.open_reader(), Ok);
+        let began = reader.and_then(|mut reader| {
             reader.begin(state).map_err(|source| StoreError::reading(&self.path, source))?;
             Ok(reader)
         });
-        lent.inspect_err(|_| {
-            self.lock_readers().open -= 1;
-            self.returned.notify_one();
-        })
+        match began {
+            Ok(reader) => {
+                let result = read(&reader.connection);
+                self.give_back(Some(reader), state, result.is_ok());
+                result
+            }
+            Err(error) => {
+                self.give_back(None, state, false);
+                Err(error)
+            }
+        }
+    }
+
+    /// The right to use a connection, perhaps one that is open, and the state of the file that it has to show.
+    fn borrow(&self) -> (Option<Reader>, u64) {
+        let mut readers = self.lock_readers();
+        while readers.lent.len() == self.readers_max {
+            readers.awaited += 1;
+            readers = self.returned.wait(readers).expect("no panic while it is held");
+            readers.awaited -= 1;
+        }
+        let state = readers.state;
+        readers.lent.push(state);
+        (readers.idle.pop(), state)
+    }
+
+    /// `well`: it was read with no error.
+    fn give_back(&self, reader: Option<Reader>, state: u64, well: bool) {
+        let mut readers = self.lock_readers();
+        if let Some(at) = readers.lent.iter().position(|lent| *lent == state) {
+            readers.lent.swap_remove(at);
+        }
+        let keep = well && state == readers.state && !readers.keeps_none;
+        readers.idle.extend(reader.and_then(|mut reader| (keep || reader.end()).then_some(reader)));
+        if readers.awaited > 0 {
+            self.returned.notify_all();
+        }
     }
 
     fn open_reader(&self) -> Result<Reader, StoreError> {
@@ -294,14 +314,20 @@ impl Base {
         }
     }
 
-    /// Ends the transactions that are kept: a write-ahead log is copied into the file only as far as no reader needs
-    /// what is there, and begins anew only when none reads it.
+    /// Ends the transactions that are kept, and waits a moment for those of reads under way: a write-ahead log is
+    /// copied into the file only as far as no reader needs what is there, and begins anew only when none reads it.
     fn let_go(&self) {
         let mut readers = self.lock_readers();
         readers.state += 1; // so that those that are lent end theirs
-        let before = readers.idle.len();
         readers.idle.retain_mut(Reader::end);
-        readers.open -= before - readers.idle.len();
+        readers.awaited += 1;
+        let earlier = |readers: &mut Readers| readers.lent.iter().any(|lent| *lent < readers.state);
+        let waited = self.returned.wait_timeout_while(readers, LENT_MAX, earlier);
+        waited.expect("no panic while it is held").0.awaited -= 1;
+    }
+
+    fn keep_none(&self) {
+        self.lock_readers().keeps_none = true;
     }
 
     fn lock_readers(&self) -> MutexGuard<'_, Readers> {
@@ -310,16 +336,12 @@ impl Base {
 }
 
 impl Reader {
-    /// Begins a transaction, unless it is in one that began in that state.
+    /// Begins a transaction, unless it is in one.
     fn begin(&mut self, state: u64) -> rusqlite::Result<()> {
-        if self.began == Some(state) {
-            return Ok(());
+        if self.began.is_none() {
+            sqlite::run(&self.connection, "BEGIN")?; // what it shows is settled when it first reads
+            self.began = Some(state);
         }
-        if self.began.take().is_some() {
-            sqlite::run(&self.connection, "COMMIT")?;
-        }
-        sqlite::run(&self.connection, "BEGIN")?; // what it shows is settled when it first reads
-        self.began = Some(state);
         Ok(())
     }
 
@@ -367,7 +389,7 @@ impl BaseWriter {
             sqlite::run(&self.connection, "COMMIT")
         };
         write().map_err(|source| self.failed(source))?;
-        self.unchecked_bytes += FORMAT.page_bytes as usize;
+        self.unchecked_bytes += self.page_bytes;
         Ok(())
     }
 
@@ -385,7 +407,7 @@ impl BaseWriter {
         };
         write().map_err(|source| self.failed(source))?;
         self.base.forget_cells();
-        self.unchecked_bytes += keys.len() * FORMAT.page_bytes as usize / 8;
+        self.unchecked_bytes += keys.len() * self.page_bytes / 8;
         Ok(())
     }
 
@@ -412,7 +434,7 @@ impl BaseWriter {
         };
         write().map_err(|source| self.failed(source))?;
         let freed = free - number("freelist_count")?;
-        self.unchecked_bytes += freed.max(0) as usize * FORMAT.page_bytes as usize;
+        self.unchecked_bytes += freed.max(0) as usize * self.page_bytes;
         Ok(freed > 0)
     }
 
@@ -484,7 +506,7 @@ impl BaseWriter {
                 put.raw_bind_parameter(3, cell_checksum(key, cell)).map_err(reading)?;
                 put.raw_execute().map_err(reading)?;
                 // Scattered keys touch a page each.
-                bytes += FORMAT.page_bytes as usize + key.len() + cell.len();
+                bytes += self.page_bytes + key.len() + cell.len();
             }
         }
         sqlite::set_meta(&self.connection, LARGEST_STAMP, self.base.largest().0).map_err(reading)?;
@@ -510,6 +532,7 @@ impl BaseWriter {
 
     /// Copies the write-ahead log into the file before it is closed, so that the file alone is complete.
     pub fn checkpoint_to_close(&self) -> rusqlite::Result<()> {
+        self.base.keep_none();
         self.base.let_go();
         sqlite::checkpoint(&self.connection, "TRUNCATE")
     }

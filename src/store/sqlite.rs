@@ -283,6 +283,11 @@ pub(super) fn roll_back(connection: &Connection) -> bool {
     connection.is_autocommit() || run(connection, "ROLLBACK").is_ok()
 }
 
+/// Bytes of a page of the database.
+pub(super) fn page_bytes(connection: &Connection) -> rusqlite::Result<usize> {
+    connection.pragma_query_value(None, "page_size", |row| row.get::<_, u32>(0)).map(|bytes| bytes as usize)
+}
+
 /// How large the database is, without its write-ahead log. 0 if it cannot be told.
 pub(super) fn database_bytes(connection: &Connection) -> i64 {
     let pragma = |name: &str| connection.pragma_query_value(None, name, |row| row.get::<_, i64>(0));
