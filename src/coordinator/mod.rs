@@ -335,9 +335,10 @@ impl Coordinator {
                 },
                 verdict => return verdict,
             }
+            let wanted = if trace.records() { 1 } else { round.op.wanted() };
             tokio::select! {
                 biased; // an answer that is there counts, even at the deadline
-                Some((node, answer)) = answers.next_of(round.op.missing()) => {
+                Some((node, answer)) = answers.next_of(wanted) => {
                     trace.note(|| format!("server {node}: {}", describe_apply(&answer)));
                     if self.is_being_redialled(node, &answer) {
                         again.push(node);

@@ -15,6 +15,11 @@ impl Trace {
         Trace { steps: wanted.then(|| (Instant::now(), Vec::new())) }
     }
 
+    /// True if it records, and when things happened matters.
+    pub fn records(&self) -> bool {
+        self.steps.is_some()
+    }
+
     /// Records a step; `step` is called only if the trace records.
     pub fn note<T: Display>(&mut self, step: impl FnOnce() -> T) {
         if let Some((start, steps)) = &mut self.steps {

@@ -186,9 +186,13 @@ impl WriteOp {
         self.count(|slot| self.acknowledges(slot))
     }
 
-    /// How many more have to acknowledge.
-    pub fn missing(&self) -> usize {
-        self.needed.saturating_sub(self.acknowledged())
+    /// How many replicas have to apply it before anything follows from that. Once it failed and may be stored nowhere,
+    /// one that applies it ends that doubt.
+    pub fn wanted(&self) -> usize {
+        match self.verdict() {
+            Verdict::Failed => 1,
+            _ => self.needed.saturating_sub(self.acknowledged()),
+        }
     }
 
     /// How many are known to have the mutation or something newer.
@@ -352,7 +356,40 @@ mod tests {
         ]
     }
 
+    fn waits(op: &WriteOp) -> bool {
+        match op.verdict() {
+            Verdict::Pending => true,
+            Verdict::Failed => op.may_be_unstored() && op.waiting().count() > 0,
+            Verdict::Met | Verdict::Restamp(_) => false,
+        }
+    }
+
     proptest! {
+        /// A write that waits goes on waiting until so many have applied it as it says, or the last has answered.
+        #[test]
+        fn nothing_follows_from_fewer_than_are_wanted(
+            replicas in 1u32..6, level in prop::sample::select(vec![Level::One, Level::Two, Level::Quorum, Level::All]),
+            answers in prop::collection::vec(prop_oneof![
+                any_answer(), Just(ApplyAnswer::Failed(Failure::Overloaded))
+            ], 0..5),
+            given in any::<bool>(),
+        ) {
+            let nodes: Vec<NodeId> = (0..replicas).map(NodeId).collect();
+            let mut op = WriteOp::new(level, &nodes, &[], given);
+            for (node, answer) in nodes.iter().zip(answers) {
+                op.note(*node, answer);
+            }
+            let waiting: Vec<NodeId> = op.waiting().collect();
+            let fewer = op.wanted().min(waiting.len()).saturating_sub(1);
+            if waits(&op) {
+                prop_assert!(op.wanted() > 0);
+                for node in &waiting[..fewer] {
+                    op.note(*node, ApplyAnswer::Applied);
+                    prop_assert!(waits(&op), "decided, and nobody is woken");
+                }
+            }
+        }
+
         /// However answers come, a write whose replicas all answered is decided, and met only with enough of them.
         #[test]
         fn a_fully_answered_write_is_decided(
