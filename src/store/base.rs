@@ -258,26 +258,15 @@ impl Base {
         read: impl FnOnce(&Connection) -> Result<T, StoreError>,
     ) -> Result<T, StoreError> {
         let (idle, state) = self.borrow();
-        let open = idle.and_then(|mut reader| {
-            let usable = reader.began == Some(state) || reader.end();
-            usable.then_some(reader)
-        });
-        let reader = open.map_or_else(|| self.open_reader(), Ok);
-        let began = reader.and_then(|mut reader| {
-            reader.begin(state).map_err(|source| StoreError::reading(&self.path, source))?;
-            Ok(reader)
-        });
-        match began {
+        let (reader, result) = match self.begin(idle, state) {
             Ok(reader) => {
                 let result = read(&reader.connection);
-                self.give_back(Some(reader), state, result.is_ok());
-                result
+                (Some(reader), result)
             }
-            Err(error) => {
-                self.give_back(None, state, false);
-                Err(error)
-            }
-        }
+            Err(error) => (None, Err(error)),
+        };
+        self.give_back(reader, state, result.is_ok());
+        result
     }
 
     /// The right to use a connection, perhaps one that is open, and the state of the file that it has to show.
@@ -293,12 +282,22 @@ impl Base {
         (readers.idle.pop(), state)
     }
 
+    /// A connection in a transaction that began in that state: the idle one, if it is or can be, or a new one.
+    fn begin(&self, idle: Option<Reader>, state: u64) -> Result<Reader, StoreError> {
+        let usable = idle.and_then(|mut reader| {
+            let usable = reader.began == Some(state) || reader.end();
+            usable.then_some(reader)
+        });
+        let mut reader = usable.map_or_else(|| self.open_reader(), Ok)?;
+        reader.begin(state).map_err(|source| StoreError::reading(&self.path, source))?;
+        Ok(reader)
+    }
+
     /// `well`: it was read with no error.
     fn give_back(&self, reader: Option<Reader>, state: u64, well: bool) {
         let mut readers = self.lock_readers();
-        if let Some(at) = readers.lent.iter().position(|lent| *lent == state) {
-            readers.lent.swap_remove(at);
-        }
+        let at = readers.lent.iter().position(|lent| *lent == state).expect("it was lent");
+        readers.lent.swap_remove(at);
         let keep = well && state == readers.state && !readers.keeps_none;
         readers.idle.extend(reader.and_then(|mut reader| (keep || reader.end()).then_some(reader)));
         if readers.awaited > 0 {

@@ -290,8 +290,8 @@ pub(super) fn page_bytes(connection: &Connection) -> rusqlite::Result<usize> {
 
 /// How large the database is, without its write-ahead log. 0 if it cannot be told.
 pub(super) fn database_bytes(connection: &Connection) -> i64 {
-    let pragma = |name: &str| connection.pragma_query_value(None, name, |row| row.get::<_, i64>(0));
-    pragma("page_count").and_then(|pages| Ok(pages * pragma("page_size")?)).unwrap_or(0)
+    let pages = connection.pragma_query_value(None, "page_count", |row| row.get::<_, i64>(0));
+    pages.and_then(|pages| Ok(pages * page_bytes(connection)? as i64)).unwrap_or(0)
 }
 
 /// A blob of a row that may be damaged: `None` if it is no blob.
