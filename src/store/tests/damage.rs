@@ -376,13 +376,13 @@ async fn a_flipped_byte_in_the_base_is_never_served() {
 /// A page in another's place has good checksums, but its keys do not belong there: a walk through them says so.
 #[tokio::test]
 async fn pages_of_the_base_that_changed_places_are_refused() {
-    const PAGE_BYTES: usize = 4096;
+    const PAGE_BYTES: usize = 8192;
     const INDEX_LEAF: u8 = 0x0a; // https://sqlite.org/fileformat2.html#b_tree_pages
     let dir = closed_and_flushed().await;
     let good = std::fs::read(dir.path().join("data.db")).unwrap();
     let full_leaf = |page: &usize| {
         let header = &good[page * PAGE_BYTES..][..5];
-        header[0] == INDEX_LEAF && u16::from_be_bytes([header[3], header[4]]) > 10
+        header[0] == INDEX_LEAF && u16::from_be_bytes([header[3], header[4]]) > 20
     };
     let leaves: Vec<usize> = (1..good.len() / PAGE_BYTES).filter(full_leaf).collect();
     let mut bad = good.clone();

@@ -232,6 +232,24 @@ async fn data_may_be_much_larger_than_memory() {
     );
 }
 
+/// SQLite puts a row that is longer than a quarter of its page on a page of its own, of which the rest is wasted.
+#[tokio::test]
+async fn values_of_a_kilobyte_take_little_more_than_their_bytes() {
+    for value_bytes in [100, 1_000, 1_900] {
+        let dir = directory();
+        let mut base = base::open(dir.path(), &Config::default(), &Disk::real()).unwrap();
+        let mut cell = Vec::new();
+        value(1, vec![0; value_bytes]).encode(&mut cell);
+        let keys: Vec<Vec<u8>> =
+            (0..2_000u32).map(|number| crate::key::encode(KV_TABLE, &number.to_be_bytes(), b"")).collect();
+        base.write(keys.iter().map(|key| (&key[..], &cell[..])), Stamp(1), Stamp(0), None).unwrap();
+        base.checkpoint_now().unwrap();
+        let written: usize = keys.iter().map(|key| key.len() + cell.len()).sum();
+        let taken = base.base().bytes();
+        assert!(taken < written as i64 * 3 / 2, "{taken} bytes for {written} of values of {value_bytes}");
+    }
+}
+
 /// Readers keep their transactions between reads, but not so long that a write-ahead log cannot begin anew.
 #[tokio::test]
 async fn reading_lets_no_write_ahead_log_grow() {
