@@ -269,6 +269,8 @@ impl Cluster {
             .stdout(Stdio::null())
             .stderr(log);
         command.env("RUST_LOG", "info").env_remove("RUST_BACKTRACE");
+        // Memory is what is used of it, not what the system rounds it up to.
+        command.env("MIMALLOC_ALLOW_THP", "0");
         command
     }
 
