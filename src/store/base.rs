@@ -4,6 +4,10 @@
 //! was written is seen once [`Base::forget_cells`] was called: until then it is in memory as well.
 //! Each cell has a checksum over key and cell, so bytes that changed on the disk are reported and never served.
 //!
+//! Pages are small, for a flush writes whole ones for a few cells each, and a read copies one. In a table sorted by key
+//! SQLite puts a row longer than a quarter of its page on a page of its own, of which the rest is wasted. A cell that would
+//! be in such a row is kept in a table sorted by number instead, whose rows may fill their page; its row has the number.
+//!
 //! Two promises are kept here for others:
 //!   - [`Base::largest`] is at least the stamp of every cell in the file, and is so before the cell gets there. A cell
 //!     with a larger stamp needs no look at the file.
@@ -33,13 +37,16 @@ pub(super) const FILE: &str = "data.db";
 
 const FORMAT: Format = Format {
     application_id: 0x5443_4462, // "TCDb"
-    // A flush writes whole pages for a few cells each, and a read copies one: so they are small. But a row longer than a
-    // quarter of its page lies in a page of its own besides, and values of a kilobyte are common.
-    page_bytes: 8192,
+    page_bytes: 4096,
     gives_back: true,
     schema: &[
-        sqlite::META,
-        "CREATE TABLE cells(key BLOB PRIMARY KEY, cell BLOB NOT NULL, checksum INTEGER NOT NULL) WITHOUT ROWID",
+        (1, sqlite::META),
+        // `cell`: the cell, or the integer that is its `id` in long_cells, which then has the checksum.
+        (
+            1,
+            "CREATE TABLE cells(key BLOB PRIMARY KEY, cell BLOB NOT NULL, checksum INTEGER NOT NULL) WITHOUT ROWID",
+        ),
+        (2, "CREATE TABLE long_cells(id INTEGER PRIMARY KEY, cell BLOB NOT NULL, checksum INTEGER NOT NULL)"),
     ],
 };
 
@@ -53,6 +60,13 @@ const LOG_CREATED: &str = "log_created";
 const READ_ONE: &str = "SELECT key, cell, checksum FROM cells WHERE key = ?1";
 const READ_RUN: &str = "SELECT key, cell, checksum FROM cells WHERE key >= ?1 AND key < ?2 ORDER BY key";
 const READ_REST: &str = "SELECT key, cell, checksum FROM cells WHERE key >= ?1 ORDER BY key";
+const READ_LONG: &str = "SELECT cell, checksum FROM long_cells WHERE id = ?1"; // a join costs gets of short cells a third
+const READ_ID: &str = "SELECT cell FROM cells WHERE key = ?1 AND typeof(cell) = 'integer'";
+const PUT: &str = "REPLACE INTO cells(key, cell, checksum) VALUES (?1, ?2, ?3)";
+const PUT_LONG: &str = "INSERT INTO long_cells(cell, checksum) VALUES (?1, ?2)";
+const REPLACE_LONG: &str = "UPDATE long_cells SET cell = ?1, checksum = ?2 WHERE id = ?3";
+const DELETE_LONG: &str = "DELETE FROM long_cells WHERE id = (SELECT cell FROM cells WHERE key = ?1)";
+const DELETE: &str = "DELETE FROM cells WHERE key = ?1";
 
 /// How long a checkpoint waits for the reads that are under way. Most take microseconds; a page of a long walk some
 /// milliseconds.
@@ -105,6 +119,10 @@ pub(super) struct BaseWriter {
     flushed_upto: i64,
     /// Of the file's pages: an older file has larger ones.
     page_bytes: usize,
+    /// Bytes of a key and its cell that are a row of their page. What is longer lies in long_cells.
+    short_bytes_max: usize,
+    /// Some cell may lie in long_cells.
+    has_long: bool,
 }
 
 /// Opens or creates data.db.
@@ -115,6 +133,8 @@ pub(super) fn open(dir: &Path, config: &Config, disk: &Disk) -> Result<BaseWrite
     let flushed_upto = sqlite::meta(&connection, &path, FLUSHED_UPTO)?.unwrap_or(0);
     sqlite::settle(&connection, disk, &path)?;
     let page_bytes = sqlite::page_bytes(&connection).map_err(|source| OpenError::using(&path, source))?;
+    let has_long = connection.query_row("SELECT EXISTS(SELECT 1 FROM long_cells)", [], |row| row.get(0));
+    let has_long = has_long.map_err(|source| OpenError::using(&path, source))?;
     let base = Arc::new(Base::new(path, disk.clone(), config, largest));
     Ok(BaseWriter {
         connection,
@@ -123,6 +143,8 @@ pub(super) fn open(dir: &Path, config: &Config, disk: &Disk) -> Result<BaseWrite
         checkpoint_bytes: config.wal_autocheckpoint_pages * page_bytes,
         flushed_upto,
         page_bytes,
+        short_bytes_max: short_bytes_max(page_bytes),
+        has_long,
     })
 }
 
@@ -194,7 +216,7 @@ impl Base {
             statement.raw_bind_parameter(1, key).map_err(reading)?;
             let mut rows = statement.raw_query();
             match rows.next().map_err(reading)? {
-                Some(row) => self.checked(row).map(|(_, cell)| Some(cell.to_owned())),
+                Some(row) => self.show(connection, row, |_, cell| cell.to_owned()).map(Some),
                 None => Ok(None),
             }
         })
@@ -218,19 +240,18 @@ impl Base {
             let mut rows = statement.raw_query();
             let mut previous = Vec::new();
             while let Some(row) = rows.next().map_err(reading)? {
-                let (key, cell) = self.checked(row)?;
-                if key <= &previous[..] {
-                    // Pages have no checksum: one that was written to another's place is all right in itself.
-                    let what = format!(
-                        "the cells under keys x'{}' and x'{}' are out of order",
-                        hex(&previous),
-                        hex(key)
-                    );
-                    return Err(StoreError::Damaged { path: self.path.clone(), what });
-                }
-                previous.clear();
-                previous.extend_from_slice(key);
-                if !each(key, cell) {
+                let go_on = self.show(connection, row, |key, cell| {
+                    if key <= &previous[..] {
+                        // Pages have no checksum: one that was written to another's place is all right in itself.
+                        let (before, key) = (hex(&previous), hex(key));
+                        let what = format!("the cells under keys x'{before}' and x'{key}' are out of order");
+                        return Err(StoreError::Damaged { path: self.path.clone(), what });
+                    }
+                    previous.clear();
+                    previous.extend_from_slice(key);
+                    Ok(each(key, cell))
+                })??;
+                if !go_on {
                     break;
                 }
             }
@@ -243,13 +264,33 @@ impl Base {
         self.with_reader(|connection| Ok(sqlite::database_bytes(connection))).unwrap_or(0)
     }
 
-    fn checked<'a>(&self, row: &'a Row<'_>) -> Result<(&'a [u8], Cell<&'a [u8]>), StoreError> {
-        checked(row).ok_or_else(|| {
-            let key = sqlite::blob(row, 0).unwrap_or_default();
-            StoreError::Damaged {
-                path: self.path.clone(),
-                what: format!("the cell under key x'{}' fails its checksum", hex(key)),
+    /// Shows `look` the key and the cell of a row of `cells`.
+    fn show<T>(
+        &self,
+        connection: &Connection,
+        row: &Row<'_>,
+        look: impl FnOnce(&[u8], Cell<&[u8]>) -> T,
+    ) -> Result<T, StoreError> {
+        let reading = |source| StoreError::reading(&self.path, source);
+        let key = sqlite::blob(row, 0);
+        let checked = |cell, checksum| {
+            let (key, cell): (&[u8], &[u8]) = (key?, cell?);
+            (checksum? == cell_checksum(key, cell)).then_some((key, Cell::decode(cell).ok()?))
+        };
+        let shown = match sqlite::integer(row, 1) {
+            None => checked(sqlite::blob(row, 1), sqlite::integer(row, 2)).map(|(key, cell)| look(key, cell)),
+            Some(id) => {
+                let mut statement = connection.prepare_cached(READ_LONG).map_err(reading)?;
+                let mut rows = statement.query([id]).map_err(reading)?;
+                let found = rows.next().map_err(reading)?;
+                let found = found.and_then(|row| checked(sqlite::blob(row, 0), sqlite::integer(row, 1)));
+                found.map(|(key, cell)| look(key, cell))
             }
+        };
+        shown.ok_or_else(|| {
+            let key = hex(key.unwrap_or_default());
+            let what = format!("the cell under key x'{key}' fails its checksum");
+            StoreError::Damaged { path: self.path.clone(), what }
         })
     }
 
@@ -398,12 +439,13 @@ impl BaseWriter {
     pub fn drop_cells(&mut self, keys: &[Vec<u8>]) -> Result<(), StoreError> {
         let write = || -> rusqlite::Result<()> {
             sqlite::run(&self.connection, "BEGIN IMMEDIATE")?;
-            let mut delete = self.connection.prepare_cached("DELETE FROM cells WHERE key = ?1")?;
+            let mut delete_long = self.connection.prepare_cached(DELETE_LONG)?;
+            let mut delete = self.connection.prepare_cached(DELETE)?;
             for key in keys {
-                delete.raw_bind_parameter(1, &key[..])?;
-                delete.raw_execute()?;
+                delete_long.execute([&key[..]])?;
+                delete.execute([&key[..]])?;
             }
-            drop(delete);
+            drop((delete_long, delete));
             sqlite::run(&self.connection, "COMMIT")
         };
         write().map_err(|source| self.failed(source))?;
@@ -477,44 +519,67 @@ impl BaseWriter {
     }
 
     fn write_transaction<'a>(
-        &self,
+        &mut self,
         cells: impl Iterator<Item = (&'a [u8], &'a [u8])>,
         known: Stamp,
         done: Option<i64>,
     ) -> Result<usize, StoreError> {
-        let reading = |source| StoreError::reading(&self.base.path, source);
+        let path = self.base.path.clone();
+        let reading = |source| StoreError::reading(&path, source);
         let mut bytes = 0;
         sqlite::run(&self.connection, "BEGIN IMMEDIATE").map_err(reading)?;
-        {
-            let mut held = self.connection.prepare_cached(READ_ONE).map_err(reading)?;
-            let mut put = self
-                .connection
-                .prepare_cached("REPLACE INTO cells(key, cell, checksum) VALUES (?1, ?2, ?3)")
-                .map_err(reading)?;
-            for (key, cell) in cells {
-                let newest = unpack(cell);
-                if newest.stamp <= known {
-                    held.raw_bind_parameter(1, key).map_err(reading)?;
-                    let mut rows = held.raw_query();
-                    if let Some(row) = rows.next().map_err(reading)?
-                        && self.base.checked(row)?.1.order(&newest) != Ordering::Less
-                    {
-                        continue;
-                    }
-                }
-                put.raw_bind_parameter(1, key).map_err(reading)?;
-                put.raw_bind_parameter(2, cell).map_err(reading)?;
-                put.raw_bind_parameter(3, cell_checksum(key, cell)).map_err(reading)?;
-                put.raw_execute().map_err(reading)?;
-                // Scattered keys touch a page each.
-                bytes += self.page_bytes + key.len() + cell.len();
+        for (key, cell) in cells {
+            let newest = unpack(cell);
+            if newest.stamp <= known && self.holds_as_new(key, &newest)? {
+                continue;
             }
+            bytes += self.put(key, cell).map_err(reading)?;
         }
         sqlite::set_meta(&self.connection, LARGEST_STAMP, self.base.largest().0).map_err(reading)?;
         if let Some(upto) = done {
             sqlite::set_meta(&self.connection, FLUSHED_UPTO, upto).map_err(reading)?;
         }
         sqlite::run(&self.connection, "COMMIT").map_err(reading)?;
+        Ok(bytes)
+    }
+
+    /// True if the file has that cell under the key, or one that wins against it.
+    fn holds_as_new(&self, key: &[u8], newest: &Cell<&[u8]>) -> Result<bool, StoreError> {
+        let reading = |source| StoreError::reading(&self.base.path, source);
+        let mut held = self.connection.prepare_cached(READ_ONE).map_err(reading)?;
+        held.raw_bind_parameter(1, key).map_err(reading)?;
+        let mut rows = held.raw_query();
+        match rows.next().map_err(reading)? {
+            Some(row) => {
+                self.base.show(&self.connection, row, |_, held| held.order(newest) != Ordering::Less)
+            }
+            None => Ok(false),
+        }
+    }
+
+    /// Writes a cell in the place of what the file has under its key. Returns about how many bytes of pages that changes.
+    fn put(&mut self, key: &[u8], cell: &[u8]) -> rusqlite::Result<usize> {
+        let checksum = cell_checksum(key, cell);
+        // Scattered keys touch a page each.
+        let bytes = self.page_bytes + key.len() + cell.len();
+        let connection = &self.connection;
+        let held = if self.has_long { long_id(connection, key)? } else { None };
+        if key.len() + cell.len() <= self.short_bytes_max {
+            if held.is_some() {
+                connection.prepare_cached(DELETE_LONG)?.execute([key])?;
+            }
+            connection.prepare_cached(PUT)?.execute((key, cell, checksum))?;
+            return Ok(bytes);
+        }
+        let replaced = match held {
+            Some(id) => connection.prepare_cached(REPLACE_LONG)?.execute((cell, checksum, id))? == 1,
+            None => false,
+        };
+        if !replaced {
+            self.has_long = true;
+            connection.prepare_cached(PUT_LONG)?.execute((cell, checksum))?;
+            connection.prepare_cached(PUT)?.execute((key, connection.last_insert_rowid(), 0))?;
+        }
         Ok(bytes)
     }
 
@@ -544,13 +609,18 @@ impl BaseWriter {
     }
 }
 
-fn checked<'a>(row: &'a Row<'_>) -> Option<(&'a [u8], Cell<&'a [u8]>)> {
-    let key = sqlite::blob(row, 0)?;
-    let cell = sqlite::blob(row, 1)?;
-    if sqlite::integer(row, 2)? != cell_checksum(key, cell) {
-        return None;
-    }
-    Some((key, Cell::decode(cell).ok()?))
+/// Where in long_cells the cell under a key lies, if it does.
+fn long_id(connection: &Connection, key: &[u8]) -> rusqlite::Result<Option<i64>> {
+    let mut statement = connection.prepare_cached(READ_ID)?;
+    let mut rows = statement.query([key])?;
+    rows.next()?.map(|row| row.get(0)).transpose()
+}
+
+/// Bytes of key and cell that SQLite keeps in one row of a page of a table without rowid:
+/// <https://sqlite.org/fileformat2.html#b_tree_pages>.
+fn short_bytes_max(page_bytes: usize) -> usize {
+    const HEADER_AND_CHECKSUM: usize = 16;
+    (page_bytes - 12) * 64 / 255 - 23 - HEADER_AND_CHECKSUM
 }
 
 fn cell_checksum(key: &[u8], cell: &[u8]) -> i64 {

@@ -167,12 +167,21 @@ pub(super) struct Format {
     pub page_bytes: u32,
     /// Free pages can be given back to the file system.
     pub gives_back: bool,
-    /// The statements that create its tables and views, word for word as SQLite keeps them; without `;`.
-    pub schema: &'static [&'static str],
+    /// The statements that create its tables and views, word for word as SQLite keeps them, without `;`; each with the
+    /// number of the first format that had it. That of the last one is in the header's `user_version`.
+    pub schema: &'static [(i64, &'static str)],
 }
 
-/// Format number of both files, in the header's `user_version`. Another layout would be another number.
-const VERSION: i64 = 1;
+impl Format {
+    fn version(&self) -> i64 {
+        self.schema.iter().map(|(since, _)| *since).max().unwrap_or_default()
+    }
+
+    /// What a file of that format lacks.
+    fn since(&self, version: i64) -> impl Iterator<Item = &'static str> {
+        self.schema.iter().filter(move |(since, _)| *since > version).map(|(_, statement)| *statement)
+    }
+}
 
 /// How long a statement waits for another program (somebody's SQLite shell) to let go of a lock.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(2);
@@ -201,7 +210,8 @@ pub(super) fn open_to_write(
     prepare(&connection, cache_bytes).map_err(using)?;
     // Broken pages are found before they spread. Who only reads has the checksums, and reads more pages.
     connection.pragma_update(None, "cell_size_check", true).map_err(using)?;
-    let new = is_new(&connection, path, format)?;
+    let version = version(&connection, path, format)?;
+    let new = version == NEW;
     if new && !may_create {
         return Err(OpenError::damaged(path, "it is empty, though data was stored here"));
     }
@@ -212,20 +222,21 @@ pub(super) fn open_to_write(
             connection.pragma_update(None, "auto_vacuum", "INCREMENTAL").map_err(using)?;
         }
     } else {
-        check_schema(&connection, path, format)?;
+        check_schema(&connection, path, format, version)?;
     }
     connection
         .pragma_update_and_check(None, "journal_mode", "WAL", |row| row.get::<_, String>(0))
         .map_err(using)?;
     connection.pragma_update(None, "synchronous", synchronous).map_err(using)?;
     connection.pragma_update(None, "wal_autocheckpoint", 0).map_err(using)?;
-    if new {
-        create(&connection, format).map_err(using)?;
+    if version < format.version() {
+        create(&connection, format, version).map_err(using)?;
     }
     Ok((connection, new))
 }
 
-/// Opens a file that exists, to read it while its writer runs, or after it has stopped.
+/// Opens a file that exists, to read it while its writer runs, or after it has stopped. Tables that an older format lacks
+/// are there, and empty.
 pub(super) fn open_to_read(
     disk: &Disk,
     path: &Path,
@@ -237,10 +248,15 @@ pub(super) fn open_to_read(
     let connection = disk.connect(path, OpenFlags::SQLITE_OPEN_READ_ONLY).map_err(using)?;
     prepare(&connection, cache_bytes).map_err(using)?;
     connection.pragma_update(None, "mmap_size", mmap_bytes as i64).map_err(using)?;
-    if is_new(&connection, path, format)? {
+    let version = version(&connection, path, format)?;
+    if version == NEW {
         return Err(OpenError::damaged(path, "it is empty"));
     }
-    check_schema(&connection, path, format)?;
+    check_schema(&connection, path, format, version)?;
+    for statement in format.since(version) {
+        let temporary = statement.replacen("CREATE TABLE", "CREATE TEMP TABLE", 1); // in memory
+        connection.execute_batch(&temporary).map_err(using)?;
+    }
     Ok(connection)
 }
 
@@ -366,8 +382,11 @@ fn prepare(connection: &Connection, cache_bytes: usize) -> rusqlite::Result<()> 
     connection.pragma_update(None, "cache_size", -((cache_bytes / 1024).max(64) as i64))
 }
 
-/// True if the file has no content yet. Refuses what is not ours.
-fn is_new(connection: &Connection, path: &Path, format: &Format) -> Result<bool, OpenError> {
+/// What [`version`] says of a file that has no content yet.
+const NEW: i64 = 0;
+
+/// The number of the file's format, or [`NEW`]. Refuses what is not ours.
+fn version(connection: &Connection, path: &Path, format: &Format) -> Result<i64, OpenError> {
     let foreign = |why: String| OpenError::Foreign { path: path.to_owned(), why };
     let using = |source| OpenError::using(path, source);
     let number = |name: &str| connection.pragma_query_value(None, name, |row| row.get::<_, i64>(0));
@@ -376,8 +395,8 @@ fn is_new(connection: &Connection, path: &Path, format: &Format) -> Result<bool,
     let objects = connection
         .query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get::<_, i64>(0))
         .map_err(using)?;
-    if application_id == 0 && version == 0 && objects == 0 {
-        return Ok(true);
+    if application_id == 0 && version == NEW && objects == 0 {
+        return Ok(NEW);
     }
     if application_id != format.application_id {
         return Err(foreign(format!(
@@ -385,27 +404,34 @@ fn is_new(connection: &Connection, path: &Path, format: &Format) -> Result<bool,
             format.application_id
         )));
     }
-    if version > VERSION {
-        return Err(OpenError::Newer { path: path.to_owned(), found: version, known: VERSION });
+    let known = format.version();
+    if version > known {
+        return Err(OpenError::Newer { path: path.to_owned(), found: version, known });
     }
-    if version < VERSION {
+    if version <= NEW {
         return Err(foreign(format!("it claims format {version}, which never was")));
     }
-    Ok(false)
+    Ok(version)
 }
 
-fn create(connection: &Connection, format: &Format) -> rusqlite::Result<()> {
+/// Makes what a file of that format lacks, in one transaction.
+fn create(connection: &Connection, format: &Format, version: i64) -> rusqlite::Result<()> {
     let mut script = String::from("BEGIN IMMEDIATE;\n");
-    for statement in format.schema {
+    for statement in format.since(version) {
         script.push_str(statement);
         script.push_str(";\n");
     }
     script.push_str(&format!("PRAGMA application_id={};\n", format.application_id));
-    script.push_str(&format!("PRAGMA user_version={VERSION};\nCOMMIT;\n"));
+    script.push_str(&format!("PRAGMA user_version={};\nCOMMIT;\n", format.version()));
     connection.execute_batch(&script)
 }
 
-fn check_schema(connection: &Connection, path: &Path, format: &Format) -> Result<(), OpenError> {
+fn check_schema(
+    connection: &Connection,
+    path: &Path,
+    format: &Format,
+    version: i64,
+) -> Result<(), OpenError> {
     let using = |source| OpenError::using(path, source);
     let mut statement = connection
         .prepare("SELECT CAST(sql AS TEXT) FROM sqlite_schema WHERE sql IS NOT NULL ORDER BY rowid")
@@ -414,7 +440,7 @@ fn check_schema(connection: &Connection, path: &Path, format: &Format) -> Result
         .query_map([], |row| row.get::<_, String>(0))
         .and_then(Iterator::collect::<rusqlite::Result<Vec<String>>>)
         .map_err(using)?;
-    for needed in format.schema {
+    for (_, needed) in format.schema.iter().filter(|(since, _)| *since <= version) {
         if !found.iter().any(|statement| statement == needed) {
             return Err(OpenError::damaged(path, format!("it lacks what was made by: {needed}")));
         }

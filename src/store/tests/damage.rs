@@ -169,12 +169,38 @@ async fn what_is_not_ours_is_refused_and_not_touched() {
         assert_eq!(std::fs::read(dir.path().join(name)).unwrap(), before);
 
         let dir = closed(3).await;
-        meddle(&dir, name, "PRAGMA user_version = 2");
-        assert!(self::refusal(&dir).contains("has format 2, this release knows 1"));
+        meddle(&dir, name, "PRAGMA user_version = 7");
+        assert!(self::refusal(&dir).contains("has format 7, this release knows "));
     }
     let nowhere = directory().path().join("nowhere");
     let error = try_open(&nowhere, &tiny(), Drive::Thread).err().unwrap();
     assert!(matches!(error, OpenError::Unusable { .. }), "{error}");
+}
+
+/// Format 1 of data.db has no place of their own for long cells.
+#[tokio::test]
+async fn a_data_db_of_an_earlier_release_is_read_and_written_on() {
+    let dir = closed_and_flushed().await;
+    meddle(&dir, "data.db", "DROP TABLE long_cells; PRAGMA user_version = 1");
+    let before = std::fs::read(dir.path().join("data.db")).unwrap();
+    let held = offline::Offline::open(dir.path(), &tiny(), &Disk::real())
+        .unwrap()
+        .page(&[], &[], 10_000)
+        .unwrap()
+        .cells;
+    assert!(held.len() > 100, "{}", held.len());
+    assert_eq!(std::fs::read(dir.path().join("data.db")).unwrap(), before, "who only looks changes nothing");
+
+    let (store, _) = open(dir.path(), &tiny());
+    assert_eq!(everything(&store, 100), held);
+    let long = value(1_000_000, vec![7; 5_000]);
+    apply_all(&store, [kv("long", long.clone())]).await;
+    super::ways::fill(&store, 700, "more").await;
+    quiet(&store).await;
+    assert_eq!(get(&store, "long"), Some(long));
+    store.close().await;
+    let data = Connection::open(dir.path().join("data.db")).unwrap();
+    assert_eq!(data.query_row("SELECT count(*) FROM long_cells", [], |row| row.get(0)), Ok(1));
 }
 
 #[tokio::test]
@@ -346,8 +372,11 @@ async fn a_flipped_byte_in_the_log_is_reported_or_does_not_matter() {
 /// Whatever byte of data.db changes: no reader ever sees a cell that was not written.
 #[tokio::test]
 async fn a_flipped_byte_in_the_base_is_never_served() {
-    let dir = closed_and_flushed().await;
+    let dir = directory();
     let (store, _) = open(dir.path(), &tiny());
+    apply_all(&store, (0..60).map(|number| kv(format!("long {number}"), value(1, [0; 2_000])))).await;
+    super::ways::fill(&store, 700, "key").await;
+    quiet(&store).await;
     let all: BTreeMap<Vec<u8>, Cell> = everything(&store, 1000).into_iter().collect();
     store.close().await;
     drop(store);
@@ -376,13 +405,13 @@ async fn a_flipped_byte_in_the_base_is_never_served() {
 /// A page in another's place has good checksums, but its keys do not belong there: a walk through them says so.
 #[tokio::test]
 async fn pages_of_the_base_that_changed_places_are_refused() {
-    const PAGE_BYTES: usize = 8192;
+    const PAGE_BYTES: usize = 4096;
     const INDEX_LEAF: u8 = 0x0a; // https://sqlite.org/fileformat2.html#b_tree_pages
     let dir = closed_and_flushed().await;
     let good = std::fs::read(dir.path().join("data.db")).unwrap();
     let full_leaf = |page: &usize| {
         let header = &good[page * PAGE_BYTES..][..5];
-        header[0] == INDEX_LEAF && u16::from_be_bytes([header[3], header[4]]) > 20
+        header[0] == INDEX_LEAF && u16::from_be_bytes([header[3], header[4]]) > 10
     };
     let leaves: Vec<usize> = (1..good.len() / PAGE_BYTES).filter(full_leaf).collect();
     let mut bad = good.clone();
