@@ -7,6 +7,7 @@
 //! Pages are small, for a flush writes whole ones for a few cells each, and a read copies one. In a table sorted by key
 //! SQLite puts a row longer than a quarter of its page on a page of its own, of which the rest is wasted. A cell that would
 //! be in such a row is kept in a table sorted by number instead, whose rows may fill their page; its row has the number.
+//! Files of earlier releases keep their larger pages, and long cells where they are until they are written anew.
 //!
 //! Two promises are kept here for others:
 //!   - [`Base::largest`] is at least the stamp of every cell in the file, and is so before the cell gets there. A cell
@@ -41,7 +42,7 @@ const FORMAT: Format = Format {
     gives_back: true,
     schema: &[
         (1, sqlite::META),
-        // `cell`: the cell, or the integer that is its `id` in long_cells, which then has the checksum.
+        // `cell`: the cell, or the integer that is its `id` in long_cells; `checksum`: of the key and that.
         (
             1,
             "CREATE TABLE cells(key BLOB PRIMARY KEY, cell BLOB NOT NULL, checksum INTEGER NOT NULL) WITHOUT ROWID",
@@ -61,11 +62,11 @@ const READ_ONE: &str = "SELECT key, cell, checksum FROM cells WHERE key = ?1";
 const READ_RUN: &str = "SELECT key, cell, checksum FROM cells WHERE key >= ?1 AND key < ?2 ORDER BY key";
 const READ_REST: &str = "SELECT key, cell, checksum FROM cells WHERE key >= ?1 ORDER BY key";
 const READ_LONG: &str = "SELECT cell, checksum FROM long_cells WHERE id = ?1"; // a join costs gets of short cells a third
-const READ_ID: &str = "SELECT cell FROM cells WHERE key = ?1 AND typeof(cell) = 'integer'";
+const READ_ID: &str = "SELECT cell, checksum FROM cells WHERE key = ?1 AND typeof(cell) = 'integer'";
 const PUT: &str = "REPLACE INTO cells(key, cell, checksum) VALUES (?1, ?2, ?3)";
 const PUT_LONG: &str = "INSERT INTO long_cells(cell, checksum) VALUES (?1, ?2)";
 const REPLACE_LONG: &str = "UPDATE long_cells SET cell = ?1, checksum = ?2 WHERE id = ?3";
-const DELETE_LONG: &str = "DELETE FROM long_cells WHERE id = (SELECT cell FROM cells WHERE key = ?1)";
+const DELETE_LONG: &str = "DELETE FROM long_cells WHERE id = ?1";
 const DELETE: &str = "DELETE FROM cells WHERE key = ?1";
 
 /// How long a checkpoint waits for the reads that are under way. Most take microseconds; a page of a long walk some
@@ -119,7 +120,7 @@ pub(super) struct BaseWriter {
     flushed_upto: i64,
     /// Of the file's pages: an older file has larger ones.
     page_bytes: usize,
-    /// Bytes of a key and its cell that are a row of their page. What is longer lies in long_cells.
+    /// The most bytes of a key and its cell that fit a row within its page.
     short_bytes_max: usize,
     /// Some cell may lie in long_cells.
     has_long: bool,
@@ -272,24 +273,20 @@ impl Base {
         look: impl FnOnce(&[u8], Cell<&[u8]>) -> T,
     ) -> Result<T, StoreError> {
         let reading = |source| StoreError::reading(&self.path, source);
-        let key = sqlite::blob(row, 0);
-        let checked = |cell, checksum| {
-            let (key, cell): (&[u8], &[u8]) = (key?, cell?);
-            (checksum? == cell_checksum(key, cell)).then_some((key, Cell::decode(cell).ok()?))
-        };
+        let key = sqlite::blob(row, 0).unwrap_or_default();
         let shown = match sqlite::integer(row, 1) {
-            None => checked(sqlite::blob(row, 1), sqlite::integer(row, 2)).map(|(key, cell)| look(key, cell)),
-            Some(id) => {
+            None => checked(key, sqlite::blob(row, 1), sqlite::integer(row, 2)).map(|cell| look(key, cell)),
+            Some(id) if sqlite::integer(row, 2) == Some(id_checksum(key, id)) => {
                 let mut statement = connection.prepare_cached(READ_LONG).map_err(reading)?;
                 let mut rows = statement.query([id]).map_err(reading)?;
-                let found = rows.next().map_err(reading)?;
-                let found = found.and_then(|row| checked(sqlite::blob(row, 0), sqlite::integer(row, 1)));
-                found.map(|(key, cell)| look(key, cell))
+                let row = rows.next().map_err(reading)?;
+                let cell = row.and_then(|row| checked(key, sqlite::blob(row, 0), sqlite::integer(row, 1)));
+                cell.map(|cell| look(key, cell))
             }
+            Some(_) => None,
         };
         shown.ok_or_else(|| {
-            let key = hex(key.unwrap_or_default());
-            let what = format!("the cell under key x'{key}' fails its checksum");
+            let what = format!("the cell under key x'{}' fails its checksum", hex(key));
             StoreError::Damaged { path: self.path.clone(), what }
         })
     }
@@ -437,20 +434,19 @@ impl BaseWriter {
 
     /// Drops cells, in one transaction.
     pub fn drop_cells(&mut self, keys: &[Vec<u8>]) -> Result<(), StoreError> {
-        let write = || -> rusqlite::Result<()> {
+        let write = || -> rusqlite::Result<usize> {
+            let mut bytes = 0;
             sqlite::run(&self.connection, "BEGIN IMMEDIATE")?;
-            let mut delete_long = self.connection.prepare_cached(DELETE_LONG)?;
-            let mut delete = self.connection.prepare_cached(DELETE)?;
             for key in keys {
-                delete_long.execute([&key[..]])?;
-                delete.execute([&key[..]])?;
+                bytes += self.page_bytes / 8 + self.delete_long(key)?;
+                self.connection.prepare_cached(DELETE)?.execute([&key[..]])?;
             }
-            drop((delete_long, delete));
-            sqlite::run(&self.connection, "COMMIT")
+            sqlite::run(&self.connection, "COMMIT")?;
+            Ok(bytes)
         };
-        write().map_err(|source| self.failed(source))?;
+        let bytes = write().map_err(|source| self.failed(source))?;
         self.base.forget_cells();
-        self.unchecked_bytes += keys.len() * self.page_bytes / 8;
+        self.unchecked_bytes += bytes;
         Ok(())
     }
 
@@ -562,25 +558,48 @@ impl BaseWriter {
         let checksum = cell_checksum(key, cell);
         // Scattered keys touch a page each.
         let bytes = self.page_bytes + key.len() + cell.len();
-        let connection = &self.connection;
-        let held = if self.has_long { long_id(connection, key)? } else { None };
-        if key.len() + cell.len() <= self.short_bytes_max {
-            if held.is_some() {
-                connection.prepare_cached(DELETE_LONG)?.execute([key])?;
-            }
-            connection.prepare_cached(PUT)?.execute((key, cell, checksum))?;
-            return Ok(bytes);
+        if !self.is_long(key, cell) {
+            let freed = self.delete_long(key)?;
+            self.connection.prepare_cached(PUT)?.execute((key, cell, checksum))?;
+            return Ok(bytes + freed);
         }
-        let replaced = match held {
-            Some(id) => connection.prepare_cached(REPLACE_LONG)?.execute((cell, checksum, id))? == 1,
+        let replaced = match self.long_id(key)? {
+            Some(id) => self.connection.prepare_cached(REPLACE_LONG)?.execute((cell, checksum, id))? == 1,
             None => false,
         };
         if !replaced {
             self.has_long = true;
-            connection.prepare_cached(PUT_LONG)?.execute((cell, checksum))?;
-            connection.prepare_cached(PUT)?.execute((key, connection.last_insert_rowid(), 0))?;
+            self.connection.prepare_cached(PUT_LONG)?.execute((cell, checksum))?;
+            let id = self.connection.last_insert_rowid();
+            self.connection.prepare_cached(PUT)?.execute((key, id, id_checksum(key, id)))?;
         }
         Ok(bytes)
+    }
+
+    /// True if a row with that cell is too long for its page, and one with a number instead is not.
+    fn is_long(&self, key: &[u8], cell: &[u8]) -> bool {
+        const ID_BYTES: usize = 8;
+        let fits = |bytes| key.len() + bytes <= self.short_bytes_max;
+        !fits(cell.len()) && fits(ID_BYTES)
+    }
+
+    /// Where in long_cells the cell under a key lies, if it does. A number that fails its checksum is another's, or nobody's.
+    fn long_id(&self, key: &[u8]) -> rusqlite::Result<Option<i64>> {
+        if !self.has_long {
+            return Ok(None);
+        }
+        let mut statement = self.connection.prepare_cached(READ_ID)?;
+        let mut rows = statement.query([key])?;
+        let Some(row) = rows.next()? else { return Ok(None) };
+        let id = sqlite::integer(row, 0);
+        Ok(id.filter(|id| sqlite::integer(row, 1) == Some(id_checksum(key, *id))))
+    }
+
+    /// Drops what long_cells has under a key. Returns about how many bytes of pages that changes.
+    fn delete_long(&self, key: &[u8]) -> rusqlite::Result<usize> {
+        let Some(id) = self.long_id(key)? else { return Ok(0) };
+        self.connection.prepare_cached(DELETE_LONG)?.execute([id])?;
+        Ok(3 * self.page_bytes) // with its neighbours, the list of free pages and their map
     }
 
     /// Copies the write-ahead log into the file if it has grown long enough. True if it did.
@@ -609,18 +628,21 @@ impl BaseWriter {
     }
 }
 
-/// Where in long_cells the cell under a key lies, if it does.
-fn long_id(connection: &Connection, key: &[u8]) -> rusqlite::Result<Option<i64>> {
-    let mut statement = connection.prepare_cached(READ_ID)?;
-    let mut rows = statement.query([key])?;
-    rows.next()?.map(|row| row.get(0)).transpose()
+/// The most bytes of key and cell that SQLite keeps in one row within a page of a table without rowid, where it is an
+/// index's: <https://sqlite.org/fileformat2.html#b_tree_pages>.
+fn short_bytes_max(page_bytes: usize) -> usize {
+    const HEADER_MAX: usize = 10;
+    const CHECKSUM_MAX: usize = 6;
+    (page_bytes - 12) * 64 / 255 - 23 - HEADER_MAX - CHECKSUM_MAX
 }
 
-/// Bytes of key and cell that SQLite keeps in one row of a page of a table without rowid:
-/// <https://sqlite.org/fileformat2.html#b_tree_pages>.
-fn short_bytes_max(page_bytes: usize) -> usize {
-    const HEADER_AND_CHECKSUM: usize = 16;
-    (page_bytes - 12) * 64 / 255 - 23 - HEADER_AND_CHECKSUM
+fn checked<'a>(key: &[u8], cell: Option<&'a [u8]>, checksum: Option<i64>) -> Option<Cell<&'a [u8]>> {
+    let cell = cell.filter(|cell| checksum == Some(cell_checksum(key, cell)))?;
+    Cell::decode(cell).ok()
+}
+
+fn id_checksum(key: &[u8], id: i64) -> i64 {
+    cell_checksum(key, &id.to_be_bytes())
 }
 
 fn cell_checksum(key: &[u8], cell: &[u8]) -> i64 {

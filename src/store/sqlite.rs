@@ -235,8 +235,8 @@ pub(super) fn open_to_write(
     Ok((connection, new))
 }
 
-/// Opens a file that exists, to read it while its writer runs, or after it has stopped. Tables that an older format lacks
-/// are there, and empty.
+/// Opens a file that exists, to read it while its writer runs, or after it has stopped. It may be of an older format, and
+/// lack what came later.
 pub(super) fn open_to_read(
     disk: &Disk,
     path: &Path,
@@ -253,10 +253,6 @@ pub(super) fn open_to_read(
         return Err(OpenError::damaged(path, "it is empty"));
     }
     check_schema(&connection, path, format, version)?;
-    for statement in format.since(version) {
-        let temporary = statement.replacen("CREATE TABLE", "CREATE TEMP TABLE", 1); // in memory
-        connection.execute_batch(&temporary).map_err(using)?;
-    }
     Ok(connection)
 }
 

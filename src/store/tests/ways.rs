@@ -234,13 +234,13 @@ async fn data_may_be_much_larger_than_memory() {
 
 /// SQLite puts a row that is longer than a quarter of its page on a page of its own, unless the table has row ids.
 #[tokio::test]
-async fn cells_of_any_length_take_little_more_than_their_bytes() {
-    for value_bytes in [20, 100, 900, 1_000, 1_300, 2_000, 3_000, 5_000, 20_000] {
+async fn cells_of_any_length_take_little_more_than_twice_their_bytes() {
+    for value_bytes in [20, 100, 900, 1_000, 1_300, 2_030, 3_000, 5_000, 20_000] {
         let mut base = FilledBase::new(1_000, value_bytes);
         base.writer.checkpoint_now().unwrap();
         let taken = base.writer.base().bytes() as usize;
-        // A page that is half full holds two cells of 1,400 bytes, and the place for a number beside the key.
-        assert!(taken < base.bytes * 2, "{taken} bytes for {} of values of {value_bytes}", base.bytes);
+        // The most is a little more than half a page, which then holds one.
+        assert!(taken < base.bytes * 21 / 10, "{taken} bytes for {} of values of {value_bytes}", base.bytes);
     }
 }
 
@@ -258,6 +258,28 @@ async fn long_cells_and_short_ones_take_each_others_place() {
     }
     base.writer.drop_cells(&base.keys[10..]).unwrap();
     assert_eq!((base.writer.base().get(&base.keys[10]).unwrap(), base.long_cells()), (None, 10));
+}
+
+/// Long cells of two keys change places, by their numbers. Neither is served, and the one that is written anew takes nothing
+/// from the other.
+#[tokio::test]
+async fn a_number_that_is_another_cells_is_not_followed() {
+    let damaged = |base: &FilledBase, at: usize| {
+        base.writer.base().get(&base.keys[at]).unwrap_err().to_string().contains("fails its checksum")
+    };
+    for to in ["SELECT 3 - cell", "SELECT 77"] {
+        for (newer, left) in [(3_000, 3), (10, 2)] {
+            let mut base = FilledBase::new(2, 3_000);
+            base.writer.connection().execute_batch(&format!("UPDATE cells SET cell = ({to})")).unwrap();
+            assert!(damaged(&base, 0) && damaged(&base, 1));
+            let other = base.keys.pop().unwrap();
+            base.write(2, newer);
+            assert_eq!(base.writer.base().get(&base.keys[0]).unwrap(), Some(value(2, vec![0; newer])));
+            assert_eq!(base.long_cells(), left, "those that were there are nobody's, and stay");
+            base.keys.push(other);
+            assert!(damaged(&base, 1));
+        }
+    }
 }
 
 /// data.db with some keys, all of which have values of one length.
