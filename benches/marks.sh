@@ -11,7 +11,7 @@
 #   benches/marks.sh sustained  the same of 10,000,000 keys and servers as they are, against 100,000; puts for ten minutes
 #   benches/marks.sh all        one after the other
 #
-# --keys N (1000000)   --seconds N (20: of one measurement)   --rounds N (3)
+# --keys N (1000000)   --seconds N (20: of one measurement)   --rounds N (3)   --bytes N (100: of a value of large)
 #
 # Each part prints what it saw, with PASS or FAIL against its mark; the exit code is 1 if one was missed, 2 for wrong use.
 # Ratios are of one run; figures of different machines are not to be compared. Data goes to target/marks, which is deleted
@@ -20,12 +20,12 @@ set -euo pipefail
 export LC_ALL=C
 cd "$(dirname "$0")/.."
 
-keys=1000000 seconds=20 rounds=3
+keys=1000000 seconds=20 rounds=3 bytes=100
 first_port=19680
 bin=${TETRACHORD_BIN:-${CARGO_TARGET_DIR:-target}/release}
 scratch=$PWD/target/marks
 parts="stall dead drain recover memory large sustained"
-options="keys seconds rounds"
+options="keys seconds rounds bytes"
 . benches/cluster.sh
 
 # ------------------------------------------------------------------------------------------------ the parts
@@ -146,18 +146,19 @@ large() {
   for what in "read uniform 0.5" "read zipfian 0.8" "write uniform 0.7"; do
     set -- $what
     cluster
-    keys=100000
-    fill
-    run --workload "$1" --order "$2" --seconds "$seconds"
+    keys=$((100000 * 116 / (16 + bytes)))
+    fill --value-bytes "$bytes"
+    run --workload "$1" --order "$2" --seconds "$seconds" --value-bytes "$bytes"
     near=$(rate)
-    # Three quarters of 480,000 cells of 116 bytes on each server: ten times two memtables, the cells read lately, and a
-    # cache of pages, of 1 MB each. What the operating system's cache holds of data.db is beside that.
+    # Three quarters of 480,000 cells of 116 bytes on each server, or fewer of longer ones: ten times two memtables, the
+    # cells read lately, and a cache of pages, of 1 MB each. What the operating system's cache holds of data.db is beside that.
     cluster "memtable_bytes_max = 1000000" "cell_cache_bytes = 1000000" "base_cache_bytes = 1000000"
-    keys=480000
-    fill
-    run --workload "$1" --order "$2" --seconds "$seconds"
+    keys=$((480000 * 116 / (16 + bytes)))
+    fill --value-bytes "$bytes"
+    run --workload "$1" --order "$2" --seconds "$seconds" --value-bytes "$bytes"
     far=$(rate)
-    say "$1, $2: $near a second from memory, $far with data ten times larger than that"
+    say "$1, $2: $near a second from memory, $far with data ten times larger than that ($keys keys," \
+      "data.db of $(du -m "$scratch/0/data.db" | cut -f 1) MiB)"
     check "at least $3 of it" below "$near * $3" "$far"
   done
 }
