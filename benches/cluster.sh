@@ -15,8 +15,9 @@ main() {
   parse "$@"
   [ -n "${TETRACHORD_BIN:-}" ] || cargo build --release --locked --bins
   trap stop EXIT
-  local part
+  local part all=$keys
   for part in $asked; do
+    keys=$all # which a part may change
     echo "== $part, $keys keys"
     "${part/-/_}"
     stop
