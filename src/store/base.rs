@@ -41,13 +41,12 @@ const FORMAT: Format = Format {
     page_bytes: 4096,
     gives_back: true,
     schema: &[
-        (1, sqlite::META),
-        // `cell`: the cell, or the integer that is its `id` in long_cells; `checksum`: of the key and that.
-        (
-            1,
+        &[
+            sqlite::META,
+            // `cell`: the cell, or the integer that is its `id` in long_cells; `checksum`: of the key and that.
             "CREATE TABLE cells(key BLOB PRIMARY KEY, cell BLOB NOT NULL, checksum INTEGER NOT NULL) WITHOUT ROWID",
-        ),
-        (2, "CREATE TABLE long_cells(id INTEGER PRIMARY KEY, cell BLOB NOT NULL, checksum INTEGER NOT NULL)"),
+        ],
+        &["CREATE TABLE long_cells(id INTEGER PRIMARY KEY, cell BLOB NOT NULL, checksum INTEGER NOT NULL)"],
     ],
 };
 
@@ -211,16 +210,24 @@ impl Base {
     }
 
     fn get_from_file(&self, key: &[u8]) -> Result<Option<Cell>, StoreError> {
-        self.with_reader(|connection| {
-            let reading = |source| StoreError::reading(&self.path, source);
-            let mut statement = connection.prepare_cached(READ_ONE).map_err(reading)?;
-            statement.raw_bind_parameter(1, key).map_err(reading)?;
-            let mut rows = statement.raw_query();
-            match rows.next().map_err(reading)? {
-                Some(row) => self.show(connection, row, |_, cell| cell.to_owned()).map(Some),
-                None => Ok(None),
-            }
-        })
+        self.with_reader(|connection| self.look_up(connection, key, |cell| cell.to_owned()))
+    }
+
+    /// What `look` says of the cell under a key.
+    fn look_up<T>(
+        &self,
+        connection: &Connection,
+        key: &[u8],
+        look: impl FnOnce(Cell<&[u8]>) -> T,
+    ) -> Result<Option<T>, StoreError> {
+        let reading = |source| StoreError::reading(&self.path, source);
+        let mut statement = connection.prepare_cached(READ_ONE).map_err(reading)?;
+        statement.raw_bind_parameter(1, key).map_err(reading)?;
+        let mut rows = statement.raw_query();
+        match rows.next().map_err(reading)? {
+            Some(row) => self.show(connection, row, |_, cell| look(cell)).map(Some),
+            None => Ok(None),
+        }
     }
 
     /// Shows `each` the cells from `start` on, up to but without `end`, in order, while it returns true.
@@ -541,16 +548,8 @@ impl BaseWriter {
 
     /// True if the file has that cell under the key, or one that wins against it.
     fn holds_as_new(&self, key: &[u8], newest: &Cell<&[u8]>) -> Result<bool, StoreError> {
-        let reading = |source| StoreError::reading(&self.base.path, source);
-        let mut held = self.connection.prepare_cached(READ_ONE).map_err(reading)?;
-        held.raw_bind_parameter(1, key).map_err(reading)?;
-        let mut rows = held.raw_query();
-        match rows.next().map_err(reading)? {
-            Some(row) => {
-                self.base.show(&self.connection, row, |_, held| held.order(newest) != Ordering::Less)
-            }
-            None => Ok(false),
-        }
+        let wins = |held: Cell<&[u8]>| held.order(newest) != Ordering::Less;
+        Ok(self.base.look_up(&self.connection, key, wins)?.unwrap_or(false))
     }
 
     /// Writes a cell in the place of what the file has under its key. Returns about how many bytes of pages that changes.

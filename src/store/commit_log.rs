@@ -36,24 +36,18 @@ pub(super) const FORMAT: Format = Format {
     application_id: 0x5443_4c67, // "TCLg"
     page_bytes: 4096,            // the smallest commit writes one page
     gives_back: false,           // rows come and go all the time: pages are used again
-    schema: &[
-        (1, sqlite::META),
-        (
-            1,
-            "CREATE TABLE log(sequence INTEGER PRIMARY KEY, tbl INTEGER NOT NULL, partition BLOB NOT NULL, \
+    schema: &[&[
+        sqlite::META,
+        "CREATE TABLE log(sequence INTEGER PRIMARY KEY, tbl INTEGER NOT NULL, partition BLOB NOT NULL, \
          \"column\" BLOB NOT NULL, stamp INTEGER NOT NULL, kind INTEGER NOT NULL, value BLOB, expires INTEGER, \
          checksum INTEGER NOT NULL)",
-        ),
-        (1, hint_log::SCHEMA),
-        (
-            1,
-            "CREATE VIEW log_readable AS SELECT sequence, tbl, CAST(partition AS TEXT) AS partition, \
+        hint_log::SCHEMA,
+        "CREATE VIEW log_readable AS SELECT sequence, tbl, CAST(partition AS TEXT) AS partition, \
          hex(partition) AS partition_hex, CAST(\"column\" AS TEXT) AS \"column\", \
          strftime('%Y-%m-%dT%H:%M:%S', stamp / 1000000, 'unixepoch') || printf('.%06dZ', stamp % 1000000) AS stamp, \
          CASE kind WHEN 1 THEN 'value' WHEN 2 THEN 'expiring' WHEN 3 THEN 'tombstone' END AS kind, \
          CAST(value AS TEXT) AS value, strftime('%Y-%m-%dT%H:%M:%SZ', expires, 'unixepoch') AS expires FROM log",
-        ),
-    ],
+    ]],
 };
 
 /// Rows up to this sequence are in data.db.

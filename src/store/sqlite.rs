@@ -167,19 +167,15 @@ pub(super) struct Format {
     pub page_bytes: u32,
     /// Free pages can be given back to the file system.
     pub gives_back: bool,
-    /// The statements that create its tables and views, word for word as SQLite keeps them, without `;`; each with the
-    /// number of the first format that had it. That of the last one is in the header's `user_version`.
-    pub schema: &'static [(i64, &'static str)],
+    /// The statements that create its tables and views, word for word as SQLite keeps them, without `;`: those of format 1,
+    /// what format 2 added, and so on. How many formats a file has is in the header's `user_version`.
+    pub schema: &'static [&'static [&'static str]],
 }
 
 impl Format {
-    fn version(&self) -> i64 {
-        self.schema.iter().map(|(since, _)| *since).max().unwrap_or_default()
-    }
-
-    /// What a file of that format lacks.
-    fn since(&self, version: i64) -> impl Iterator<Item = &'static str> {
-        self.schema.iter().filter(move |(since, _)| *since > version).map(|(_, statement)| *statement)
+    /// The latest.
+    fn version(&self) -> usize {
+        self.schema.len()
     }
 }
 
@@ -379,10 +375,10 @@ fn prepare(connection: &Connection, cache_bytes: usize) -> rusqlite::Result<()> 
 }
 
 /// What [`version`] says of a file that has no content yet.
-const NEW: i64 = 0;
+const NEW: usize = 0;
 
 /// The number of the file's format, or [`NEW`]. Refuses what is not ours.
-fn version(connection: &Connection, path: &Path, format: &Format) -> Result<i64, OpenError> {
+fn version(connection: &Connection, path: &Path, format: &Format) -> Result<usize, OpenError> {
     let foreign = |why: String| OpenError::Foreign { path: path.to_owned(), why };
     let using = |source| OpenError::using(path, source);
     let number = |name: &str| connection.pragma_query_value(None, name, |row| row.get::<_, i64>(0));
@@ -391,7 +387,7 @@ fn version(connection: &Connection, path: &Path, format: &Format) -> Result<i64,
     let objects = connection
         .query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get::<_, i64>(0))
         .map_err(using)?;
-    if application_id == 0 && version == NEW && objects == 0 {
+    if application_id == 0 && version == NEW as i64 && objects == 0 {
         return Ok(NEW);
     }
     if application_id != format.application_id {
@@ -400,20 +396,20 @@ fn version(connection: &Connection, path: &Path, format: &Format) -> Result<i64,
             format.application_id
         )));
     }
-    let known = format.version();
+    let known = format.version() as i64;
     if version > known {
         return Err(OpenError::Newer { path: path.to_owned(), found: version, known });
     }
-    if version <= NEW {
+    if version <= NEW as i64 {
         return Err(foreign(format!("it claims format {version}, which never was")));
     }
-    Ok(version)
+    Ok(version as usize)
 }
 
 /// Makes what a file of that format lacks, in one transaction.
-fn create(connection: &Connection, format: &Format, version: i64) -> rusqlite::Result<()> {
+fn create(connection: &Connection, format: &Format, version: usize) -> rusqlite::Result<()> {
     let mut script = String::from("BEGIN IMMEDIATE;\n");
-    for statement in format.since(version) {
+    for statement in format.schema[version..].concat() {
         script.push_str(statement);
         script.push_str(";\n");
     }
@@ -426,7 +422,7 @@ fn check_schema(
     connection: &Connection,
     path: &Path,
     format: &Format,
-    version: i64,
+    version: usize,
 ) -> Result<(), OpenError> {
     let using = |source| OpenError::using(path, source);
     let mut statement = connection
@@ -436,7 +432,7 @@ fn check_schema(
         .query_map([], |row| row.get::<_, String>(0))
         .and_then(Iterator::collect::<rusqlite::Result<Vec<String>>>)
         .map_err(using)?;
-    for (_, needed) in format.schema.iter().filter(|(since, _)| *since <= version) {
+    for needed in format.schema[..version].concat() {
         if !found.iter().any(|statement| statement == needed) {
             return Err(OpenError::damaged(path, format!("it lacks what was made by: {needed}")));
         }

@@ -147,7 +147,7 @@ async fn files_that_are_gone_empty_or_of_another_time_are_refused() {
 
 #[tokio::test]
 async fn what_is_not_ours_is_refused_and_not_touched() {
-    for name in ["log.db", "data.db"] {
+    for (name, known) in [("log.db", 1), ("data.db", 2)] {
         let dir = directory();
         let path = dir.path().join(name);
         std::fs::write(&path, "a letter, not a database; long enough to have a header of a hundred bytes, which is what SQLite reads").unwrap();
@@ -169,8 +169,9 @@ async fn what_is_not_ours_is_refused_and_not_touched() {
         assert_eq!(std::fs::read(dir.path().join(name)).unwrap(), before);
 
         let dir = closed(3).await;
-        meddle(&dir, name, "PRAGMA user_version = 7");
-        assert!(self::refusal(&dir).contains("has format 7, this release knows "));
+        meddle(&dir, name, &format!("PRAGMA user_version = {}", known + 1));
+        let newer = format!("has format {}, this release knows {known}", known + 1);
+        assert!(self::refusal(&dir).contains(&newer));
     }
     let nowhere = directory().path().join("nowhere");
     let error = try_open(&nowhere, &tiny(), Drive::Thread).err().unwrap();

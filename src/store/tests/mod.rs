@@ -161,3 +161,37 @@ fn copy_of(dir: &Path) -> TempDir {
     }
     copy
 }
+
+/// data.db with some keys, all of which have values of one length.
+struct FilledBase {
+    _dir: TempDir,
+    writer: BaseWriter,
+    keys: Vec<Vec<u8>>,
+    /// Of keys and cells, last written.
+    bytes: usize,
+}
+
+impl FilledBase {
+    fn new(keys: u32, value_bytes: usize) -> FilledBase {
+        let dir = directory();
+        let writer = base::open(dir.path(), &Config::default(), &Disk::real()).unwrap();
+        let keys = (0..keys).map(|number| crate::key::encode(KV_TABLE, &number.to_be_bytes(), b"")).collect();
+        let mut base = FilledBase { _dir: dir, writer, keys, bytes: 0 };
+        base.write(1, value_bytes);
+        base
+    }
+
+    fn write(&mut self, stamp: i64, value_bytes: usize) {
+        let mut cell = Vec::new();
+        value(stamp, vec![0; value_bytes]).encode(&mut cell);
+        let cells = self.keys.iter().map(|key| (&key[..], &cell[..]));
+        self.writer.write(cells, Stamp(stamp), Stamp(stamp - 1), None).unwrap();
+        self.writer.base().forget_cells();
+        self.bytes = self.keys.iter().map(|key| key.len() + cell.len()).sum();
+    }
+
+    fn long_cells(&self) -> i64 {
+        let count = "SELECT count(*) FROM long_cells";
+        self.writer.connection().query_row(count, [], |row| row.get(0)).unwrap()
+    }
+}

@@ -226,14 +226,7 @@ async fn a_log_that_another_program_holds_is_not_written_on() {
 
 #[tokio::test]
 async fn free_pages_are_given_back_many_in_one_transaction() {
-    let dir = directory();
-    let config = Config::default();
-    let mut base = base::open(dir.path(), &config, &Disk::real()).unwrap();
-    let keys: Vec<Vec<u8>> =
-        (0..4_000u32).map(|number| crate::key::encode(KV_TABLE, &number.to_be_bytes(), b"")).collect();
-    let mut cell = Vec::new();
-    value(1, [0; 1_000]).encode(&mut cell);
-    base.write(keys.iter().map(|key| (&key[..], &cell[..])), Stamp(1), Stamp(i64::MIN), None).unwrap();
+    let FilledBase { writer: mut base, keys, _dir, .. } = FilledBase::new(4_000, 1_000);
     base.drop_cells(&keys).unwrap();
     let free = |base: &BaseWriter| -> i64 {
         base.connection().pragma_query_value(None, "freelist_count", |row| row.get(0)).unwrap()
