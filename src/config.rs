@@ -296,7 +296,8 @@ settings! {
         /// Pages of SQLite's write-ahead log after which it is copied into the database. 1000 was measured best for log.db: the
         /// file is overwritten, which is up to twice as fast as growing it, and stalls stay short.
         wal_autocheckpoint_pages: usize = 1_000, 10 to 1_000_000;
-        /// Cells of one transaction while flushing a memtable to data.db; a tenth of it as long as there is time.
+        /// Cells of one transaction while a memtable is flushed to data.db, or sstables are compacted there; a tenth of it as long
+        /// as there is time.
         flush_transaction_cells: usize = 2_000, 1 to 1_000_000;
         /// Bytes of cells of data.db that are kept in memory because they were read lately; 0: none.
         cell_cache_bytes: usize = 8_388_608, 0 to 100_000_000_000;

@@ -77,6 +77,25 @@ pub fn after_partition(table: TableId, partition: &[u8]) -> Vec<u8> {
     key
 }
 
+/// What all engine keys of this one's partition begin with, and no others; `None` if it ends before that.
+pub fn partition_of(key: &[u8]) -> Option<&[u8]> {
+    let mut at = size_of::<TableId>();
+    loop {
+        at += key.get(at..)?.iter().position(|&byte| byte == 0)? + 2; // 00 00 ends it, 00 01 is a zero byte
+        if *key.get(at - 1)? == 0 {
+            return Some(&key[..at]);
+        }
+    }
+}
+
+/// The same of all engine keys in [start, end), if they are of one partition.
+pub fn only_partition<'a>(start: &'a [u8], end: &[u8]) -> Option<&'a [u8]> {
+    let partition = partition_of(start)?;
+    let (last, rest) = partition.split_last()?;
+    let behind = end.len() == partition.len() && end.starts_with(rest) && end.last() == Some(&(last + 1));
+    (end.starts_with(partition) || behind).then_some(partition)
+}
+
 /// Reads what [`encode`] wrote.
 pub fn decode(key: &[u8]) -> Result<CellKey, MalformedKey> {
     let malformed = MalformedKey { len: key.len() };
@@ -133,6 +152,22 @@ mod tests {
         fn after_partition_parts_the_keys(a in part(), b in part(), column in part()) {
             let key = encode(KV_TABLE, &b, &column);
             prop_assert_eq!(key < after_partition(KV_TABLE, &a), b <= a);
+        }
+
+        #[test]
+        fn a_key_tells_its_partition(partition in part(), column in part(), cut in 0_usize..20) {
+            let (key, prefix) = (encode(KV_TABLE, &partition, &column), partition_prefix(KV_TABLE, &partition));
+            prop_assert_eq!(partition_of(&key), Some(&prefix[..]));
+            prop_assert_eq!(partition_of(&prefix[..cut.min(prefix.len() - 1)]), None);
+        }
+
+        #[test]
+        fn a_run_of_keys_tells_its_only_partition(a in part(), b in part(), columns in (part(), part())) {
+            let [first, second] = [(&a, &columns.0), (&b, &columns.1)].map(|(p, c)| encode(KV_TABLE, p, c));
+            let only = partition_prefix(KV_TABLE, &a);
+            prop_assert_eq!(only_partition(&first, &after_partition(KV_TABLE, &a)), Some(&only[..]));
+            prop_assert_eq!(only_partition(&first, &second), (a == b).then_some(&only[..]));
+            prop_assert_eq!(only_partition(&first, &after_partition(KV_TABLE, &b)).is_some(), a == b);
         }
 
         #[test]

@@ -175,7 +175,7 @@ stats! {
         commits
         /// Transactions of the commit log that failed.
         commits_failed
-        /// Transactions in which flushes wrote to data.db.
+        /// Transactions in which flushes and compactions wrote to data.db.
         flush_commits
         /// Write-ahead logs copied into log.db or data.db, with an fsync of each of the two files.
         checkpoints
@@ -183,6 +183,8 @@ stats! {
         flushes
         /// Cells written to data.db.
         flushed_cells
+        /// Times that the sstables of data.db were merged into its large table.
+        compactions
         /// Connections accepted.
         connections_accepted
         /// Connections refused because there were too many.

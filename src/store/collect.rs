@@ -9,7 +9,7 @@
 use std::ops::ControlFlow;
 
 use super::Shared;
-use super::base::BaseWriter;
+use super::base_writer::BaseWriter;
 use super::leaves::{table_end, table_start};
 use super::sqlite::StoreError;
 

@@ -3,10 +3,8 @@
 //! Order is everything: the cells are in data.db, on the disk, before the frozen memtable is dropped and before the
 //! log hears that it may forget their rows. A crash at any point leaves each cell in the log, in data.db, or in both.
 //!
-//! A flush is not urgent until the next memtable is nearly full, and those who answer need the processors and the disk:
-//! transactions are short, and between two of them the flusher rests, as long as it gets on faster than that one fills.
-//! Once it is behind it does not rest, and transactions are long, which costs the least: writes that find both memtables
-//! full wait for it.
+//! When there is nothing to flush, sstables are compacted, and when there is nothing to compact, dead cells are dropped.
+//! How fast: `pace`.
 //!
 //! If the disk is full the frozen memtable is kept and the flush tried again; if data.db fails otherwise, the store
 //! takes no more writes.
@@ -19,14 +17,14 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::base::BaseWriter;
+use super::base_writer::{BaseWriter, Compaction, Flush};
 use super::collect::Collecting;
 use super::drive::{Turn, Worker};
 use super::memtable::{Frozen, Memtable};
+use super::pace::{self, Pace, Standing};
 use super::sqlite::{self, Fault, OpenError, StoreError};
 use super::{BaseJob, Ending, Remember, Shared, horizon_numbers};
 use crate::answer::Failure;
-use crate::cell::Stamp;
 use crate::config::Config;
 
 /// Bytes of keys and cells of one transaction, so that large values do not make it long.
@@ -34,23 +32,6 @@ const TRANSACTION_BYTES_MAX: usize = 4 * 1024 * 1024;
 
 /// How long to wait before a flush that failed for lack of space is tried again.
 const RETRY: Duration = Duration::from_secs(1);
-
-/// How many times as long as a transaction took the flusher rests after it, as long as there is time: no more than a
-/// fifth of a processor is taken from those who answer.
-const REST_TIMES: u32 = 4;
-
-/// The shortest rest, so that simulations rest too: there a transaction takes no time.
-const REST_MIN: Duration = Duration::from_millis(1);
-
-/// The longest rest: what took long took it waiting, for the disk or because the whole process stood still.
-const REST_MAX: Duration = Duration::from_secs(1);
-
-/// How often a resting flusher looks whether there still is time.
-const LOOK: Duration = Duration::from_millis(10);
-
-/// How full the active memtable may be when the frozen one is written. The rest is for what comes in between, such as a
-/// disk that gets slower.
-const FULL_WHEN_DONE: f64 = 0.7;
 
 /// How many times shorter than it may be a transaction is while there is time: what it keeps from the processors and the
 /// disk, a millisecond or two, those who wait for an answer hardly notice.
@@ -64,19 +45,26 @@ pub(super) struct Flusher {
     memtable_bytes_max: usize,
     log_bytes_max: usize,
     job: Option<Job>,
+    compacting: Option<Compacting>,
     collecting: Option<Collecting>,
 }
 
 /// A flush under way.
 struct Job {
     frozen: Arc<Frozen>,
-    /// No cell in the base had a larger stamp before this flush.
-    known: Stamp,
+    flush: Flush,
     /// Everything before this engine key is written.
     next: Vec<u8>,
     cells: u64,
-    /// Until then no cells are written, if there is time.
-    rests_until: Option<Instant>,
+    pace: Pace,
+}
+
+/// A compaction under way.
+struct Compacting {
+    compaction: Compaction,
+    /// When it began so many flushes had been done.
+    flushes: u64,
+    pace: Pace,
 }
 
 impl Flusher {
@@ -88,16 +76,15 @@ impl Flusher {
             memtable_bytes_max: config.memtable_bytes_max,
             log_bytes_max: config.log_bytes_max,
             job: None,
+            compacting: None,
             collecting: None,
         }
     }
 
     /// Writes one transaction of the job.
-    fn step(&mut self, job: &mut Job) -> Result<ControlFlow<()>, StoreError> {
-        let shorter = if self.is_in_time(job) { SHORTER } else { 1 };
-        let most = (self.transaction_cells.div_ceil(shorter), TRANSACTION_BYTES_MAX / shorter);
-        let upto = Some(job.frozen.upto);
-        let step = write_step(&mut self.base, &job.frozen.table, job.known, &job.next, most, upto)?;
+    fn step(&mut self, job: &mut Job, in_time: bool) -> Result<ControlFlow<()>, StoreError> {
+        let most = self.transaction(in_time);
+        let step = write_step(&mut self.base, &mut job.flush, &job.frozen.table, &job.next, most)?;
         job.cells += step.cells;
         self.shared.stats.flush_commits.count();
         self.shared.health.flush_works();
@@ -120,21 +107,33 @@ impl Flusher {
         Ok(())
     }
 
-    /// How long to rest before the next step of the job; `None` if it is due.
-    fn rest(&self, job: &Job) -> Option<Duration> {
-        let rest = job.rests_until?.saturating_duration_since(Instant::now());
-        if rest.is_zero() {
-            return None;
-        }
-        self.is_in_time(job).then_some(rest.min(LOOK))
+    /// The most cells and bytes of a transaction.
+    fn transaction(&self, in_time: bool) -> (usize, usize) {
+        let shorter = if in_time { SHORTER } else { 1 };
+        (self.transaction_cells.div_ceil(shorter), TRANSACTION_BYTES_MAX / shorter)
     }
 
-    /// True if the job gets on faster than the active memtable fills. The next transaction counts as written: none is
-    /// behind from the first.
-    fn is_in_time(&self, job: &Job) -> bool {
-        let written = (job.cells + self.transaction_cells as u64) as f64 / job.frozen.table.len() as f64;
+    /// How a flush stands against the active memtable. The next transaction counts as written: none is behind from the first.
+    fn standing(&self, job: &Job) -> Standing {
+        let written = job.cells + self.transaction_cells as u64;
+        Standing { done: written as f64 / job.frozen.table.len() as f64, full: self.fullness() }
+    }
+
+    /// How a compaction stands against what is flushed meanwhile.
+    fn standing_of_compaction(&self, compacting: &Compacting) -> Standing {
+        let flushed = self.shared.stats.flushes.get() - compacting.flushes;
+        let slots = (flushed as f64 + self.fullness()) / compacting.compaction.slots_left() as f64;
+        let full = if self.is_frozen() { 1.0 } else { slots }; // then it waits for a slot
+        Standing { done: compacting.compaction.done(self.transaction_cells as u64), full }
+    }
+
+    fn is_frozen(&self) -> bool {
+        self.shared.view.memory.read().expect("no panic while it is held").frozen.is_some()
+    }
+
+    fn fullness(&self) -> f64 {
         let memory = self.shared.view.memory.read().expect("no panic while it is held");
-        is_in_time(written, memory.fullness(self.memtable_bytes_max, self.log_bytes_max))
+        memory.fullness(self.memtable_bytes_max, self.log_bytes_max)
     }
 
     fn finish(&mut self, job: Job) {
@@ -143,7 +142,7 @@ impl Flusher {
         stats.flushes.count();
         stats.flushed_cells.add(cells);
         stats.flush.record_time(frozen.since.elapsed());
-        self.base.base().forget_cells(); // before the newer ones are not in memory any more
+        self.base.show(); // before the newer ones are not in memory any more
         let dropped = self.shared.view.memory.write().expect("no panic while it is held").frozen.take();
         self.shared.flushed_upto.store(frozen.upto, Atomic::Release);
         self.shared.writer_bell.ring();
@@ -158,6 +157,7 @@ impl Flusher {
                     log::error!("{reason}; trying again every {} s", RETRY.as_secs());
                 }
                 self.shared.writer_bell.ring(); // it may be waiting for room that does not come
+                self.make_room();
                 Turn::Wait(Some(RETRY))
             }
             Fault::Damaged | Fault::Other => {
@@ -188,18 +188,21 @@ impl Worker for Flusher {
         if let Some(turn) = self.remember() {
             return turn;
         }
-        let Some(mut job) = self.job.take().or_else(|| self.begin()) else {
-            return self.collect();
-        };
-        if let Some(rest) = self.rest(&job) {
+        if self.job.is_none()
+            && let Err(error) = self.begin()
+        {
+            return self.fail(&error);
+        }
+        let Some(mut job) = self.job.take() else { return self.compact() };
+        let in_time = job.pace.is_in_time(self.standing(&job));
+        if let Some(rest) = job.pace.rest().filter(|_| in_time) {
             self.job = Some(job);
             return Turn::Wait(Some(rest));
         }
         let began = Instant::now();
-        match self.step(&mut job) {
+        match self.step(&mut job, in_time) {
             Ok(ControlFlow::Continue(())) => {
-                job.rests_until =
-                    Some(Instant::now() + (began.elapsed() * REST_TIMES).clamp(REST_MIN, REST_MAX));
+                job.pace.stepped(began);
                 self.job = Some(job);
                 Turn::Again
             }
@@ -264,7 +267,15 @@ impl Flusher {
         }
     }
 
-    /// What nobody's write waits for has failed: who wants it asks again, the next collection drops what this one did not.
+    /// Clears a table whose pages can be used instead of more of the disk, if there is one.
+    fn make_room(&mut self) {
+        if let Err(error) = self.base.clear_one() {
+            log::warn!("data.db: a table that was compacted is not cleared for now: {}", said(&error));
+        }
+    }
+
+    /// What nobody's write waits for has failed: who wants it asks again, the next collection drops what this one did not, a
+    /// compaction goes on where it was.
     fn fail_in_background(&mut self, what: &str, error: &StoreError) -> Turn {
         match fault_of(error) {
             Fault::Full | Fault::Busy => {
@@ -278,9 +289,62 @@ impl Flusher {
         }
     }
 
-    fn begin(&self) -> Option<Job> {
-        let frozen = self.shared.view.memory.read().expect("no panic while it is held").frozen.clone()?;
-        Some(Job { frozen, known: self.base.base().largest(), next: Vec::new(), cells: 0, rests_until: None })
+    /// Begins to write what is frozen. Not while there is no slot for it: a compaction comes first.
+    fn begin(&mut self) -> Result<(), StoreError> {
+        let frozen = self.shared.view.memory.read().expect("no panic while it is held").frozen.clone();
+        let Some(frozen) = frozen else { return Ok(()) };
+        if !self.base.has_slot() {
+            return Ok(());
+        }
+        let flush = self.base.begin_flush(&frozen.table, frozen.upto)?;
+        self.job =
+            Some(Job { frozen, flush, next: Vec::new(), cells: 0, pace: Pace::new(pace::REST_OF_FLUSH) });
+        Ok(())
+    }
+
+    /// One step of compacting sstables, or of clearing their tables, when there is nothing to flush.
+    fn compact(&mut self) -> Turn {
+        match self.compact_step() {
+            Ok(Some(turn)) => turn,
+            Ok(None) => self.collect(),
+            Err(error) if self.is_frozen() => self.fail(&error), // what is frozen waits for it
+            Err(error) => self.fail_in_background("sstables are not compacted", &error),
+        }
+    }
+
+    /// `None`: there was nothing to do.
+    fn compact_step(&mut self) -> Result<Option<Turn>, StoreError> {
+        let began = Instant::now();
+        if let Some(mut compacting) = self.compacting.take() {
+            let in_time = compacting.pace.is_in_time(self.standing_of_compaction(&compacting));
+            if let Some(rest) = compacting.pace.rest().filter(|_| in_time) {
+                self.compacting = Some(compacting);
+                return Ok(Some(Turn::Wait(Some(rest))));
+            }
+            let step = self.base.compact(&mut compacting.compaction, self.transaction(in_time));
+            if let Ok(ControlFlow::Break(())) = step {
+                self.shared.stats.compactions.count();
+            } else {
+                compacting.pace.stepped(began);
+                self.compacting = Some(compacting);
+            }
+            step.map(|_| ())?;
+            self.shared.health.flush_works();
+            self.shared.stats.flush_commits.count();
+            self.checkpoint_if_due()?;
+            Ok(Some(Turn::Again))
+        } else if self.base.clear_one()? {
+            self.shared.stats.flush_commits.count();
+            self.checkpoint_if_due()?;
+            Ok(Some(Turn::Wait(Some(pace::rest_after(began, pace::REST_OF_COMPACTION)))))
+        } else if self.base.compaction_is_due()? {
+            let (compaction, flushes) = (self.base.begin_compaction(), self.shared.stats.flushes.get());
+            self.compacting =
+                Some(Compacting { compaction, flushes, pace: Pace::new(pace::REST_OF_COMPACTION) });
+            Ok(Some(Turn::Again))
+        } else {
+            Ok(None)
+        }
     }
 }
 
@@ -300,16 +364,17 @@ pub(super) fn flush_at_start(
     transaction_cells: usize,
     upto: i64,
 ) -> Result<(), OpenError> {
-    let known = base.base().largest();
+    let mut flush = base.begin_flush(table, upto)?;
     let mut next = Some(Vec::new());
     while let Some(from) = next {
         let most = (transaction_cells, TRANSACTION_BYTES_MAX);
-        let step = write_step(base, table, known, &from, most, Some(upto)).and_then(|step| {
+        let step = write_step(base, &mut flush, table, &from, most).and_then(|step| {
             base.checkpoint_if_due()?;
             Ok(step)
         });
         next = step?.next;
     }
+    base.show();
     Ok(())
 }
 
@@ -319,15 +384,13 @@ struct Step {
     next: Option<Vec<u8>>,
 }
 
-/// Writes one transaction of cells from `from` on, so many and so many bytes at most, at least one; with the last of them,
-/// that all log rows up to `upto` are there.
+/// Writes one transaction of cells from `from` on, so many and so many bytes at most, at least one.
 fn write_step(
     base: &mut BaseWriter,
+    flush: &mut Flush,
     table: &Memtable,
-    known: Stamp,
     from: &[u8],
     (cells_max, bytes_max): (usize, usize),
-    upto: Option<i64>,
 ) -> Result<Step, StoreError> {
     let (mut cells, mut bytes) = (0, 0);
     let fits = |&(key, cell): &(&[u8], &[u8])| {
@@ -337,16 +400,8 @@ fn write_step(
     };
     let count = table.range(from, None).take_while(fits).count();
     let next = table.range(from, None).nth(count).map(|(key, _)| key.to_vec());
-    let largest = table.largest().unwrap_or(known);
-    let done = if next.is_none() { upto } else { None };
-    base.write(table.range(from, None).take(count), largest, known, done)?;
+    base.write(flush, table.range(from, None).take(count), next.is_none())?;
     Ok(Step { cells: count as u64, next })
-}
-
-/// True if a flush of which this part is written will be done before the active memtable is too full, where this part
-/// of it is full already.
-fn is_in_time(written: f64, full: f64) -> bool {
-    written * FULL_WHEN_DONE > full
 }
 
 fn fault_of(error: &StoreError) -> Fault {
@@ -361,19 +416,5 @@ fn said(error: &StoreError) -> String {
     match error {
         StoreError::Damaged { what, .. } => what.clone(),
         StoreError::Unreadable { source, .. } => source.to_string(),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_flush_rests_only_while_it_is_ahead_of_what_is_written_meanwhile() {
-        assert!(is_in_time(0.01, 0.0), "nobody writes");
-        assert!(is_in_time(0.6, 0.4));
-        assert!(!is_in_time(0.5, 0.4), "it would be too full with a flush of which an eighth is left");
-        assert!(!is_in_time(0.99, FULL_WHEN_DONE), "from here on it hurries, however near the end is");
-        assert!(!is_in_time(0.5, 1.0), "writes wait");
     }
 }

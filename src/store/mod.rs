@@ -2,6 +2,7 @@
 //!
 //!   apply ─► queue ─► writer: log.db (SQLite, one fsync for all that waited) ─► memtable (merge) ─► answers
 //!   flush:  memtable, frozen ─► data.db (SQLite, sorted), in bounded transactions ─► the log forgets, bit by bit
+//!   later:  sstables, which flushes have left in data.db ─► its one large table
 //!   read:   memtable ∪ frozen ∪ data.db, merged, on the thread of the one who asks
 //!   start:  check both files ─► replay log.db over data.db ─► serve
 //!
@@ -11,7 +12,7 @@
 //!   - Memory and data.db together are the fold (`cell::merge`) of all that was logged.
 //!   - All cells of a mutation become visible at once.
 //!   - Memory is bounded by configuration: the queue, two memtables (each with at most one batch more), page caches,
-//!     the cells of data.db that are kept.
+//!     the cells of data.db that are kept, a filter for each sstable (less than a hundredth of a memtable).
 //!   - Damage is reported, never skipped: see `commit_log` for how it is found.
 //!
 //! data.db is written with `synchronous=FULL` whatever the durability: because of it the log forgets, so it must not
@@ -21,11 +22,14 @@
 //! (`node`).
 
 mod base;
+mod base_writer;
+mod block;
 mod cell_cache;
 mod collect;
 mod commit_log;
 mod disk;
 mod drive;
+mod filter;
 mod flush;
 mod health;
 mod hint_log;
@@ -33,10 +37,13 @@ pub mod leaves;
 mod mark;
 mod memtable;
 pub mod offline;
+mod pace;
 mod queue;
 mod ranges;
+mod readers;
 mod replay;
 mod sqlite;
+mod sstable;
 mod view;
 mod wal_check;
 mod writer;
@@ -63,7 +70,7 @@ use crate::mutation::Mutation;
 use crate::slice::Slice;
 use crate::stats::Stats;
 
-use base::BaseWriter;
+use base_writer::BaseWriter;
 use commit_log::CommitLog;
 use drive::{Arrivals, Bell, Driven};
 use flush::Flusher;
@@ -210,7 +217,7 @@ impl Store {
         let mark = Mark::open(&disk, dir);
         let promised = mark.as_ref().map_or(config.durability, |mark| mark.promised(config.durability));
         check_write_ahead_logs(&disk, dir, promised)?;
-        let mut base = base::open(dir, config, &disk)?;
+        let mut base = base_writer::open(dir, config, &disk)?;
         let log_created = base.log_created()?;
         let (mut log, _) = CommitLog::open(dir, config, &disk, !log_created)?;
         check_base_is_not_older(base.base().path(), base.flushed_upto(), log.flushed_upto())?;
@@ -460,6 +467,7 @@ impl Store {
             ("log_rows_flushed", (flushed_upto + 1 - log_first).max(0)),
             ("log_file_bytes", log_bytes),
             ("base_file_bytes", shared.view.base.bytes()),
+            ("sstables", shared.view.base.readers().sstables() as i64),
             ("cell_cache_bytes", cache.bytes() as i64),
             ("cell_cache_hits", cache_hits as i64),
             ("cell_cache_misses", cache_misses as i64),

@@ -183,7 +183,7 @@ impl Format {
 const BUSY_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Statements a connection keeps prepared.
-const STATEMENTS_MAX: usize = 32;
+const STATEMENTS_MAX: usize = 96;
 
 /// Opens a file for its one writer. True if it was created just now. Not `may_create`: it must be there.
 pub(super) fn open_to_write(
@@ -261,6 +261,14 @@ pub(super) fn checkpoint(connection: &Connection, how: &str) -> rusqlite::Result
         return Err(rusqlite::Error::SqliteFailure(ffi::Error::new(ffi::SQLITE_BUSY), Some(why)));
     }
     Ok(())
+}
+
+/// How many pages the write-ahead log has, and how many of them were copied into the database.
+pub(super) fn write_ahead_pages(connection: &Connection) -> rusqlite::Result<(usize, usize)> {
+    let mut statement = connection.prepare_cached("PRAGMA wal_checkpoint(NOOP)")?;
+    // -1 before anything was written to it.
+    let pages = |number: i64| usize::try_from(number).unwrap_or(0);
+    statement.query_row([], |row| Ok((pages(row.get(1)?), pages(row.get(2)?))))
 }
 
 /// What a crash left in the write-ahead log may be in memory only, if its fsync had failed, and what is written after it

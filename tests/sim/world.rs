@@ -64,6 +64,7 @@ pub struct Met {
     pub hints_delivered: u64,
     pub read_repairs: u64,
     pub flushes: u64,
+    pub compactions: u64,
     pub cells_reconciled: u64,
     pub cells_collected: u64,
     /// Ends of processes.
@@ -81,6 +82,7 @@ impl Met {
         self.hints_delivered += stats.hints_delivered.get();
         self.read_repairs += stats.read_repairs.get();
         self.flushes += stats.flushes.get();
+        self.compactions += stats.compactions.get();
         self.cells_reconciled += stats.reconcile_cells_taken.get();
         self.cells_collected += stats.cells_collected.get();
         self.ends += 1;
@@ -93,6 +95,7 @@ impl std::ops::AddAssign for Met {
         self.hints_delivered += more.hints_delivered;
         self.read_repairs += more.read_repairs;
         self.flushes += more.flushes;
+        self.compactions += more.compactions;
         self.cells_reconciled += more.cells_reconciled;
         self.cells_collected += more.cells_collected;
         self.ends += more.ends;

@@ -1,5 +1,6 @@
 //! Files that are not as they were written: reported with what and what to do, never skipped in silence.
 
+use super::super::sstable::SLOTS;
 use super::*;
 
 /// A closed store with `rows` small cells in the log and nothing in data.db.
@@ -147,7 +148,7 @@ async fn files_that_are_gone_empty_or_of_another_time_are_refused() {
 
 #[tokio::test]
 async fn what_is_not_ours_is_refused_and_not_touched() {
-    for (name, known) in [("log.db", 1), ("data.db", 2)] {
+    for (name, known) in [("log.db", 1), ("data.db", 3)] {
         let dir = directory();
         let path = dir.path().join(name);
         std::fs::write(&path, "a letter, not a database; long enough to have a header of a hundred bytes, which is what SQLite reads").unwrap();
@@ -178,11 +179,30 @@ async fn what_is_not_ours_is_refused_and_not_touched() {
     assert!(matches!(error, OpenError::Unusable { .. }), "{error}");
 }
 
-/// Format 1 of data.db has no place of their own for long cells.
+/// Format 1 of data.db has no place of their own for long cells, format 2 no sstables.
 #[tokio::test]
 async fn a_data_db_of_an_earlier_release_is_read_and_written_on() {
-    let dir = closed_and_flushed().await;
-    meddle(&dir, "data.db", "DROP TABLE long_cells; PRAGMA user_version = 1");
+    for format in [1, 2] {
+        let dir = closed_and_flushed().await;
+        let mut writer = base_writer::open(dir.path(), &tiny(), &Disk::real()).unwrap();
+        let mut compaction = writer.begin_compaction();
+        while writer.compact(&mut compaction, (100, 100_000)).unwrap().is_continue() {}
+        drop(writer);
+        as_of_format(&dir, format);
+        read_and_write_on(&dir).await;
+    }
+}
+
+fn as_of_format(dir: &TempDir, format: usize) {
+    for slot in 0..SLOTS {
+        meddle(dir, "data.db", &format!("DROP TABLE sstable_{slot}"));
+    }
+    meddle(dir, "data.db", "DROP TABLE sstables; DELETE FROM meta WHERE name = 'cells_largest_stamp'");
+    meddle(dir, "data.db", if format < 2 { "DROP TABLE long_cells" } else { "" });
+    meddle(dir, "data.db", &format!("PRAGMA user_version = {format}"));
+}
+
+async fn read_and_write_on(dir: &TempDir) {
     let before = std::fs::read(dir.path().join("data.db")).unwrap();
     let held = offline::Offline::open(dir.path(), &tiny(), &Disk::real())
         .unwrap()

@@ -4,6 +4,7 @@ mod crash;
 mod damage;
 mod model;
 mod speed;
+mod sstables;
 mod trouble;
 mod ways;
 
@@ -174,7 +175,7 @@ struct FilledBase {
 impl FilledBase {
     fn new(keys: u32, value_bytes: usize) -> FilledBase {
         let dir = directory();
-        let writer = base::open(dir.path(), &Config::default(), &Disk::real()).unwrap();
+        let writer = base_writer::open(dir.path(), &Config::default(), &Disk::real()).unwrap();
         let keys = (0..keys).map(|number| crate::key::encode(KV_TABLE, &number.to_be_bytes(), b"")).collect();
         let mut base = FilledBase { _dir: dir, writer, keys, bytes: 0 };
         base.write(1, value_bytes);
@@ -184,10 +185,17 @@ impl FilledBase {
     fn write(&mut self, stamp: i64, value_bytes: usize) {
         let mut cell = Vec::new();
         value(stamp, vec![0; value_bytes]).encode(&mut cell);
-        let cells = self.keys.iter().map(|key| (&key[..], &cell[..]));
-        self.writer.write(cells, Stamp(stamp), Stamp(stamp - 1), None).unwrap();
-        self.writer.base().forget_cells();
+        let packed = self.keys.iter().map(|key| (key[..].into(), cell[..].into())).collect();
+        let table = Memtable::from_unsorted(packed);
+        let mut flush = self.writer.begin_flush(&table, stamp).unwrap();
+        self.writer.write(&mut flush, table.range(&[], None), true).unwrap();
+        self.writer.show();
         self.bytes = self.keys.iter().map(|key| key.len() + cell.len()).sum();
+    }
+
+    fn compact(&mut self) {
+        let mut compaction = self.writer.begin_compaction();
+        while self.writer.compact(&mut compaction, (20, 50_000)).unwrap().is_continue() {}
     }
 
     fn long_cells(&self) -> i64 {
