@@ -7,12 +7,13 @@
 //! harm. It is never newer than what was synced, as long as every commit is: so it also says which durability was
 //! promised when it was written, and a log that ends before a mark of `process-crash` is no damage.
 
+use std::io;
 use std::path::Path;
 
 use super::disk::{Disk, PlainFile};
 use crate::config::Durability;
 
-const FILE: &str = "log.mark";
+pub(super) const FILE: &str = "log.mark";
 
 /// Sequence of the row (8 bytes) · of the hint (8) · durability (1) · checksum (4).
 const BYTES: usize = 21;
@@ -64,20 +65,13 @@ impl Mark {
         self.read_all().map_or(otherwise, |(_, durability)| durability)
     }
 
-    /// From now on the log is written under `durability`, and has come this far. Synced, for what follows relies on it.
-    /// `None`, and a warning, if that fails.
-    pub(super) fn begin(mut self, reached: Reached, durability: Durability) -> Option<Mark> {
+    /// From now on the log is written under `durability`, and has come this far. Synced, for what follows relies on it; a
+    /// disk that fails to is not to be written to.
+    pub(super) fn begin(mut self, reached: Reached, durability: Durability) -> io::Result<Mark> {
         self.durability = durability;
         self.write(reached);
-        match self.file.sync() {
-            Ok(()) => Some(self),
-            Err(error) => {
-                log::warn!(
-                    "{FILE} cannot be synced, so a log that is cut at its end may go unnoticed: {error}"
-                );
-                None
-            }
-        }
+        self.file.sync()?;
+        Ok(self)
     }
 
     /// Names what is committed.

@@ -235,7 +235,8 @@ impl Store {
         check_log_is_not_older(&base, &mut log, promised)?;
         check_log_reaches_its_mark(&mark, log.path(), log.reached(), promised)?;
         log.settle(&disk)?;
-        let mark = mark.and_then(|mark| mark.begin(log.reached(), config.durability));
+        let mark = mark.map(|mark| mark.begin(log.reached(), config.durability)).transpose();
+        let mark = mark.map_err(|source| OpenError::Unreadable { path: dir.join(mark::FILE), source })?;
 
         let flushed = base.base().largest();
         let largest = Some(flushed).max(active.largest()).max(hints.largest_stamp);
