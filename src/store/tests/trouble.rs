@@ -238,3 +238,22 @@ async fn free_pages_are_given_back_many_in_one_transaction() {
     while base.give_back(100, 64).unwrap() {}
     assert!(free(&base) < 64);
 }
+
+/// What follows a start relies on the mark: on a disk that does not sync it a log that was cut would go unnoticed.
+#[cfg(unix)]
+#[tokio::test]
+async fn a_mark_that_cannot_be_synced_refuses_the_start() {
+    let dir = directory();
+    let (store, _) = open(dir.path(), &tiny());
+    apply_all(&store, [kv("a", value(1, "v"))]).await;
+    store.close().await;
+    drop(store);
+    let mark = dir.path().join("log.mark");
+    std::fs::rename(&mark, dir.path().join("kept")).unwrap();
+    std::os::unix::fs::symlink("/dev/null", &mark).unwrap(); // which takes writes, and no sync
+    let refused =
+        try_open(dir.path(), &tiny(), Drive::Thread).err().expect("it cannot be synced").to_string();
+    assert!(refused.contains("log.mark") && refused.contains("start again"), "{refused}");
+    std::fs::rename(dir.path().join("kept"), &mark).unwrap();
+    assert_eq!(get(&open(dir.path(), &tiny()).0, "a"), Some(value(1, "v")));
+}
