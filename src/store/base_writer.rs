@@ -200,7 +200,7 @@ impl BaseWriter {
     }
 
     fn drop_transaction(&self, keys: &[Vec<u8>]) -> Result<(), StoreError> {
-        let reading = |source| StoreError::reading(self.base.path(), source);
+        let reading = |source| self.reading(source);
         sqlite::run(&self.connection, "BEGIN IMMEDIATE").map_err(reading)?;
         for key in keys {
             self.delete_long(key).map_err(reading)?;
@@ -232,7 +232,7 @@ impl BaseWriter {
             }
             None => self.connection.prepare_cached(&table.delete).and_then(|mut delete| delete.execute([id])),
         };
-        written.map(|_| ()).map_err(|source| StoreError::reading(self.base.path(), source))
+        written.map(|_| ()).map_err(|source| self.reading(source))
     }
 
     /// Lets reads that begin from now on see what was written. To be called before what was flushed is dropped from memory.
@@ -243,12 +243,8 @@ impl BaseWriter {
     /// Gives so many free pages back to the file system, if there are many, in one transaction. True if there may be more.
     /// A file that was made before pages could be given back only uses them again.
     pub fn give_back(&mut self, pages: usize, free_min: usize) -> Result<bool, StoreError> {
-        let reading = |source| StoreError::reading(self.base.path(), source);
-        let number = |name: &str| {
-            self.connection.pragma_query_value(None, name, |row| row.get::<_, i64>(0)).map_err(reading)
-        };
-        let free = number("freelist_count")?;
-        if free < free_min as i64 || number("auto_vacuum")? == 0 {
+        let free = self.number("freelist_count")?;
+        if free < free_min as u64 || self.number("auto_vacuum")? == 0 {
             return Ok(false);
         }
         let write = || -> rusqlite::Result<()> {
@@ -262,16 +258,21 @@ impl BaseWriter {
             sqlite::run(&self.connection, "COMMIT")
         };
         write().map_err(|source| self.failed(source))?;
-        let freed = free - number("freelist_count")?;
-        Ok(freed > 0)
+        Ok(self.number("freelist_count")? < free)
+    }
+
+    /// What SQLite says of the file.
+    fn number(&self, pragma: &str) -> Result<u64, StoreError> {
+        let number = self.connection.pragma_query_value(None, pragma, |row| row.get::<_, u32>(0));
+        number.map(u64::from).map_err(|source| self.reading(source))
     }
 
     /// Copies the write-ahead log into the file, which then takes no more space than it needs.
-    pub fn checkpoint_now(&mut self) -> Result<bool, StoreError> {
+    pub fn checkpoint_now(&self) -> Result<(), StoreError> {
         self.base.readers().let_go();
         sqlite::checkpoint(&self.connection, "PASSIVE").map_err(|source| self.reading(source))?;
         self.base.readers().let_go(); // of the log as it was, so that it can begin anew
-        Ok(true)
+        Ok(())
     }
 
     fn reading(&self, source: rusqlite::Error) -> StoreError {
@@ -497,12 +498,7 @@ impl BaseWriter {
 
     /// Bytes of the file but for its sstables; with tables that wait to be cleared.
     fn cells_bytes(&self) -> Result<u64, StoreError> {
-        let number = |name: &str| {
-            self.connection
-                .pragma_query_value(None, name, |row| row.get::<_, u32>(0).map(u64::from))
-                .map_err(|source| StoreError::reading(self.base.path(), source))
-        };
-        let pages = number("page_count")?.saturating_sub(number("freelist_count")?);
+        let pages = self.number("page_count")?.saturating_sub(self.number("freelist_count")?);
         let sstables: u64 = self.sstables.iter().map(|sstable| sstable.bytes).sum();
         Ok((pages * self.page_bytes as u64).saturating_sub(sstables))
     }
@@ -581,7 +577,8 @@ impl BaseWriter {
             return Ok(false);
         }
         self.tried_at = pages;
-        self.checkpoint_now()
+        self.checkpoint_now()?;
+        Ok(true)
     }
 
     /// Copies the write-ahead log into the file before it is closed, so that the file alone is complete.

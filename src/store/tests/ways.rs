@@ -237,7 +237,7 @@ async fn data_may_be_much_larger_than_memory() {
 async fn cells_of_any_length_take_little_more_than_twice_their_bytes() {
     for value_bytes in [20, 100, 900, 1_000, 1_300, 2_030, 3_000, 5_000, 20_000] {
         let empty = FilledBase::new(0, 0).writer.base().bytes() as usize;
-        let mut base = FilledBase::new(1_000, value_bytes);
+        let base = FilledBase::new(1_000, value_bytes);
         base.writer.checkpoint_now().unwrap();
         let taken = base.writer.base().bytes() as usize - empty;
         // The most is a little more than half a page, which then holds one.
