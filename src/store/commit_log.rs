@@ -65,10 +65,12 @@ const CACHE_BYTES: usize = 8 * 1024 * 1024;
 const INSERT_ROWS: [usize; 3] = [32, 8, 1];
 const ROW_COLUMNS: usize = 9;
 
-/// Rows forgotten with a commit beyond twice those it writes, so that forgetting keeps ahead of writing.
-const FORGOTTEN_WITH_COMMIT: i64 = 128;
+/// Rows forgotten for each that is written, so that forgetting keeps ahead of writing.
+const FORGOTTEN_PER_ROW: i64 = 2;
+/// The fewest rows forgotten together: with fewer the same page would be written again and again until it is empty.
+const FORGOTTEN_TOGETHER: i64 = 128;
 /// Rows forgotten in a transaction of its own, when there is nothing else to do.
-const FORGOTTEN_IDLE: i64 = 2048;
+const FORGOTTEN_IDLE: i64 = 1024;
 
 /// The writing side.
 pub(super) struct CommitLog {
@@ -80,6 +82,8 @@ pub(super) struct CommitLog {
     first: i64,
     /// Rows up to this one are flushed, and the file says so.
     flushed_upto: i64,
+    /// So many flushed rows may be forgotten for those written since some last were.
+    forgettable: i64,
     next_hint: i64,
     /// Pages written since the last checkpoint, about.
     unchecked_pages: usize,
@@ -136,6 +140,7 @@ impl CommitLog {
             next: flushed_upto + 1,
             first: flushed_upto + 1,
             flushed_upto,
+            forgettable: 0,
             next_hint: hinted_upto + 1,
             unchecked_pages: 0,
             checkpoint_pages: config.wal_autocheckpoint_pages,
@@ -289,7 +294,17 @@ impl CommitLog {
         let first_new = self.next;
         self.write_mutations(batch)?;
         self.write_hints(batch, &mut committed)?;
-        self.forget(self.next - first_new, flushed_upto)?;
+        self.note_flushed(flushed_upto)?;
+        if batch.is_empty() {
+            self.forget(FORGOTTEN_IDLE)?;
+        } else {
+            let written = (self.next - first_new).max(batch.len() as i64);
+            self.forgettable += FORGOTTEN_PER_ROW * written;
+            if self.forgettable >= FORGOTTEN_TOGETHER {
+                self.forget(self.forgettable)?;
+                self.forgettable = 0;
+            }
+        }
         if self.unchecked_pages >= self.checkpoint_pages {
             sqlite::set_meta(&self.connection, WRITTEN_UPTO, self.last())?;
         }
@@ -354,18 +369,22 @@ impl CommitLog {
         Ok(())
     }
 
-    /// Notes how far the log is flushed and deletes some rows that are. A few with each commit: a long deletion would
-    /// hold up everybody.
-    fn forget(&mut self, rows_written: i64, flushed_upto: i64) -> rusqlite::Result<()> {
+    /// Notes how far the log is flushed.
+    fn note_flushed(&mut self, flushed_upto: i64) -> rusqlite::Result<()> {
         if flushed_upto > self.flushed_upto {
             sqlite::set_meta(&self.connection, FLUSHED_UPTO, flushed_upto)?;
             self.flushed_upto = flushed_upto;
             self.unchecked_pages += 1;
         }
+        Ok(())
+    }
+
+    /// Deletes so many of the rows that are flushed, if there are any. A few with each commit: a long deletion would hold up
+    /// everybody.
+    fn forget(&mut self, count: i64) -> rusqlite::Result<()> {
         if !self.has_flushed_rows() {
             return Ok(());
         }
-        let count = if rows_written == 0 { FORGOTTEN_IDLE } else { 2 * rows_written + FORGOTTEN_WITH_COMMIT };
         let upto = self.flushed_upto.min(self.first.saturating_add(count - 1));
         let mut delete = self.connection.prepare_cached("DELETE FROM log WHERE sequence <= ?1")?;
         delete.execute([upto])?;

@@ -26,6 +26,7 @@ use super::hint_log::HintChange;
 use super::leaves;
 use super::mark::Mark;
 use super::memtable::{Packed, pack};
+use super::pace;
 use super::queue::Request;
 use super::ranges::{Admission, Origin};
 use super::sqlite::{self, Fault};
@@ -38,6 +39,12 @@ use crate::mutation::Mutation;
 
 /// Cells merged under one hold of the memtable's lock, so that readers get in between.
 const CELLS_PER_HOLD: usize = 256;
+
+/// Rows are forgotten by themselves only once nothing was written for so long: what comes next would wait for it.
+const QUIET: Duration = Duration::from_millis(100);
+
+/// How many times as long as that took the writer then rests, for what might come.
+const REST_OF_FORGETTING: u32 = 4;
 
 /// How often a transaction that leaves no trace tries whether the disk has space again.
 const PROBE: Duration = Duration::from_secs(1);
@@ -52,6 +59,8 @@ pub(super) struct Writer {
     log_bytes_max: usize,
     /// To the task that gives the answers. Unbounded, but never more than callers wait for.
     answers: mpsc::UnboundedSender<Vec<Given>>,
+    /// Not before this are rows forgotten by themselves.
+    forget_at: Instant,
     /// The last transaction failed for lack of space or because of a lock.
     in_trouble: bool,
     /// In trouble, and has waited since the last attempt.
@@ -96,6 +105,7 @@ impl Writer {
             memtable_bytes_max,
             log_bytes_max,
             answers,
+            forget_at: Instant::now(),
             in_trouble: false,
             probe_due: false,
         }
@@ -428,6 +438,17 @@ impl Writer {
         self.wait_or_end(Some(PROBE))
     }
 
+    /// Forgets some rows that are flushed, once nobody has written for a while.
+    fn forget_or_wait(&mut self) -> Turn {
+        let began = Instant::now();
+        if began < self.forget_at {
+            return Turn::Wait(Some(self.forget_at - began));
+        }
+        self.commit(Vec::new());
+        self.forget_at = Instant::now() + pace::rest_after(began, REST_OF_FORGETTING);
+        Turn::Again
+    }
+
     fn out_of_trouble(&mut self) {
         self.in_trouble = false;
         self.shared.health.log_works();
@@ -455,16 +476,14 @@ impl Worker for Writer {
         let batch = self.shared.queue.take();
         if !batch.is_empty() {
             self.commit(batch);
+            self.forget_at = Instant::now() + QUIET;
             return Turn::Again;
         }
         if self.in_trouble {
             return self.probe_or_wait();
         }
-        // What waits will be released in a moment, and takes some of what is to be forgotten with it.
-        let idle = self.shared.queue.depth().0 == 0;
-        if idle && self.has_to_forget() && self.shared.ending() == Ending::No {
-            self.commit(Vec::new());
-            return Turn::Again;
+        if self.has_to_forget() && self.shared.ending() == Ending::No {
+            return self.forget_or_wait();
         }
         self.wait_or_end(None)
     }

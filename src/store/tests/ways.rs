@@ -232,6 +232,36 @@ async fn data_may_be_much_larger_than_memory() {
     );
 }
 
+/// A transaction that forgets many rows would hold up those who write. Each of them takes some along instead.
+#[tokio::test(start_paused = true)]
+async fn flushed_rows_are_forgotten_with_writes_or_once_there_are_none() {
+    let dir = directory();
+    let (store, _) = try_open(dir.path(), &tiny(), Drive::task()).unwrap();
+    let fill = |stamp| (0..600).map(move |number: u32| kv(number.to_be_bytes(), value(stamp, [0; 150])));
+    apply_all(&store, fill(1)).await;
+    let mut stamp = 1;
+    let mut write = async || {
+        stamp += 1;
+        apply_all(&store, [kv("again and again", value(stamp, ""))]).await;
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        gauge(&store, "log_rows_flushed")
+    };
+    let mut flushed = 0;
+    while flushed == 0 && store.shared().stats.flushes.get() == 0 {
+        flushed = write().await;
+    }
+    assert!(flushed > 300, "{flushed} rows of the memtable that was full");
+    let mut writes = 0;
+    while write().await > 0 {
+        writes += 1;
+        assert!(writes < flushed, "two rows are forgotten for each that is written");
+    }
+    assert!(writes > flushed / 4, "{flushed} rows were forgotten with {writes} writes");
+    apply_all(&store, fill(2)).await;
+    assert!(gauge(&store, "frozen_cells") > 300);
+    quiet(&store).await;
+}
+
 /// SQLite puts a row that is longer than a quarter of its page on a page of its own, unless the table has row ids.
 #[tokio::test]
 async fn cells_of_any_length_take_little_more_than_twice_their_bytes() {
