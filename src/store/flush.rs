@@ -20,7 +20,7 @@ use tokio::time::Instant;
 use super::base_writer::{BaseWriter, Compaction, Flush};
 use super::collect::Collecting;
 use super::drive::{Turn, Worker};
-use super::memtable::{Frozen, Memtable};
+use super::memtable::{Frozen, Memtable, Remains};
 use super::pace::{self, Pace, Standing};
 use super::sqlite::{self, Fault, OpenError, StoreError};
 use super::{BaseJob, Ending, Remember, Shared, horizon_numbers};
@@ -37,6 +37,9 @@ const RETRY: Duration = Duration::from_secs(1);
 /// disk, a millisecond or two, those who wait for an answer hardly notice.
 const SHORTER: usize = 10;
 
+/// Cells of a flushed memtable whose memory is given back at once: that takes half a millisecond or so.
+const FREED_CELLS: usize = 4096;
+
 /// The one who writes data.db.
 pub(super) struct Flusher {
     shared: Arc<Shared>,
@@ -45,6 +48,8 @@ pub(super) struct Flusher {
     memtable_bytes_max: usize,
     log_bytes_max: usize,
     job: Option<Job>,
+    /// Of the memtable that was flushed last.
+    remains: Option<Remains>,
     compacting: Option<Compacting>,
     collecting: Option<Collecting>,
 }
@@ -76,6 +81,7 @@ impl Flusher {
             memtable_bytes_max: config.memtable_bytes_max,
             log_bytes_max: config.log_bytes_max,
             job: None,
+            remains: None,
             compacting: None,
             collecting: None,
         }
@@ -146,7 +152,8 @@ impl Flusher {
         let dropped = self.shared.view.memory.write().expect("no panic while it is held").frozen.take();
         self.shared.flushed_upto.store(frozen.upto, Atomic::Release);
         self.shared.writer_bell.ring();
-        drop((dropped, frozen)); // a large tree to take down, so not under the lock
+        drop(dropped); // the other handle to it
+        self.remains = Arc::into_inner(frozen).map(|frozen| frozen.table.into_remains());
     }
 
     fn fail(&mut self, error: &StoreError) -> Turn {
@@ -188,6 +195,9 @@ impl Worker for Flusher {
         if let Some(turn) = self.remember() {
             return turn;
         }
+        if let Some(turn) = self.free() {
+            return turn;
+        }
         if self.job.is_none()
             && let Err(error) = self.begin()
         {
@@ -219,6 +229,16 @@ impl Worker for Flusher {
 }
 
 impl Flusher {
+    /// Gives some of the memory back that a flushed memtable took.
+    fn free(&mut self) -> Option<Turn> {
+        let began = Instant::now();
+        if !self.remains.as_mut()?.free(FREED_CELLS) {
+            self.remains = None;
+        }
+        let rest = pace::rest_after(began, pace::REST_OF_FLUSH);
+        Some(if self.is_frozen() { Turn::Again } else { Turn::Wait(Some(rest)) })
+    }
+
     /// Writes the numbers that somebody waits for.
     fn remember(&mut self) -> Option<Turn> {
         let BaseJob { what, to } =

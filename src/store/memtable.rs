@@ -11,7 +11,7 @@
 use std::borrow::Borrow;
 use std::cmp::Ordering;
 use std::collections::BTreeMap;
-use std::collections::btree_map::Entry;
+use std::collections::btree_map::{Entry, IntoIter};
 use std::ops::{Bound, Deref};
 use std::sync::Arc;
 
@@ -119,6 +119,17 @@ pub(super) struct Frozen {
     pub upto: i64,
     /// When it was frozen.
     pub since: Instant,
+}
+
+/// The cells of a memtable that nobody needs any more.
+pub(super) struct Remains(IntoIter<Key, Box<[u8]>>);
+
+impl Remains {
+    /// Gives the memory of so many cells back. False if those were the last.
+    pub fn free(&mut self, cells: usize) -> bool {
+        self.0.by_ref().take(cells).for_each(drop);
+        self.0.len() > 0
+    }
 }
 
 /// What is in memory.
@@ -267,6 +278,11 @@ impl Memtable {
     /// The largest stamp; `None` if there are no cells.
     pub fn largest(&self) -> Option<Stamp> {
         self.largest
+    }
+
+    /// To be freed bit by bit: at once a large one takes a processor for tens of milliseconds.
+    pub fn into_remains(self) -> Remains {
+        Remains(self.cells.into_iter())
     }
 }
 
