@@ -292,17 +292,18 @@ impl BaseWriter {
     pub fn begin_flush(&mut self, table: &Memtable, upto: i64) -> Result<Flush, StoreError> {
         let known = self.cells_largest.max(self.compacted_largest);
         let largest = table.largest().unwrap_or(known);
-        let cells = || table.range(&[], None).filter(|(key, cell)| !self.is_long(key, cell));
-        let (count, bytes) =
-            cells().fold((0, 0), |(count, bytes), (key, cell)| (count + 1, bytes + key.len() + cell.len()));
+        let (mut cells, mut bytes, mut noted, mut before) = (0, 0, 0, None);
+        for (key, cell) in table.range(&[], None).filter(|(key, cell)| !self.is_long(key, cell)) {
+            cells += 1;
+            bytes += (key.len() + cell.len()) as u64;
+            noted += filtered(key, &mut before).count();
+        }
         // Without a slot only at a start: else a flush waits for one.
-        let at_once = bytes as u64 * AT_ONCE_TIMES >= self.cells_bytes()? || !self.has_slot();
+        let at_once = bytes * AT_ONCE_TIMES >= self.cells_bytes()? || !self.has_slot();
         let mut sstable = None;
-        if count > 0 && !at_once {
-            let mut filter = Filter::new(filtered(cells().map(|(key, _)| key)).count());
-            filtered(cells().map(|(key, _)| key)).for_each(|part| filter.note(KeyHash::of(part)));
-            let slot = self.free_slot()?;
-            sstable = Some(SsTable { slot, cells: count, bytes: bytes as u64, largest, filter });
+        if cells > 0 && !at_once {
+            sstable =
+                Some(SsTable { slot: self.free_slot()?, cells, bytes, largest, filter: Filter::new(noted) });
         }
         Ok(Flush { sstable, largest, known, upto })
     }
@@ -357,17 +358,18 @@ impl BaseWriter {
 
     fn write_transaction<'a>(
         &mut self,
-        flush: &Flush,
+        flush: &mut Flush,
         cells: impl Iterator<Item = (&'a [u8], &'a [u8])>,
         last: bool,
     ) -> Result<(), StoreError> {
         let path = self.base.path().to_owned();
         let reading = |source| StoreError::reading(&path, source);
         sqlite::run(&self.connection, "BEGIN IMMEDIATE").map_err(reading)?;
-        let mut block = BlockBuilder::new(self.page_bytes);
+        let (mut block, mut before) = (BlockBuilder::new(self.page_bytes), None);
         for (key, cell) in cells {
-            match &flush.sstable {
+            match &mut flush.sstable {
                 Some(sstable) if !self.is_long(key, cell) => {
+                    filtered(key, &mut before).for_each(|part| sstable.filter.note(KeyHash::of(part)));
                     if !block.push(key, cell) {
                         self.append(sstable, &mut block).map_err(reading)?;
                         block.push(key, cell);
@@ -602,13 +604,10 @@ fn short_bytes_max(page_bytes: usize) -> usize {
     (page_bytes - 12) * 64 / 255 - 23 - HEADER_MAX - CHECKSUM_MAX
 }
 
-/// What of these keys, in order, a filter has: themselves, and their partitions once.
-fn filtered<'a>(keys: impl Iterator<Item = &'a [u8]>) -> impl Iterator<Item = &'a [u8]> {
-    let mut before: Option<&[u8]> = None;
-    keys.flat_map(move |key| {
-        let partition = key::partition_of(key);
-        let another = partition.filter(|partition| before != Some(partition) && *partition != key);
-        before = partition;
-        [Some(key), another].into_iter().flatten()
-    })
+/// What a filter has of a key: itself, and its partition, unless that of the key `before` was the same.
+fn filtered<'a>(key: &'a [u8], before: &mut Option<&'a [u8]>) -> impl Iterator<Item = &'a [u8]> {
+    let partition = key::partition_of(key);
+    let another = partition.filter(|partition| *before != Some(partition) && *partition != key);
+    *before = partition;
+    [Some(key), another].into_iter().flatten()
 }
