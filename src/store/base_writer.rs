@@ -30,7 +30,7 @@ use super::block::{self, BlockBuilder};
 use super::disk::Disk;
 use super::filter::{Filter, KeyHash};
 use super::memtable::{Memtable, unpack};
-use super::sqlite::{self, OpenError, StoreError};
+use super::sqlite::{self, Checkpoints, OpenError, StoreError};
 use super::sstable::{BlockTable, SLOTS, SsTable, SsTables};
 use crate::cell::{Cell, Stamp};
 use crate::config::Config;
@@ -58,10 +58,7 @@ const COMPACTED_AT: usize = 6;
 pub(super) struct BaseWriter {
     connection: Connection,
     base: Arc<Base>,
-    /// Checkpoint when the write-ahead log has so many pages more than were copied.
-    checkpoint_pages: usize,
-    /// So many pages it had when that was last tried: readers may have kept some from being copied.
-    tried_at: usize,
+    checkpoints: Checkpoints,
     flushed_upto: i64,
     /// Of the file's pages: an older file has larger ones.
     page_bytes: usize,
@@ -121,11 +118,13 @@ impl Compaction {
 /// Opens or creates data.db.
 pub(super) fn open(dir: &Path, config: &Config, disk: &Disk) -> Result<BaseWriter, OpenError> {
     let path = dir.join(FILE);
-    let (connection, _) = sqlite::open_to_write(disk, &path, &FORMAT, "FULL", config.base_cache_bytes, true)?;
+    let (mut connection, _) =
+        sqlite::open_to_write(disk, &path, &FORMAT, "FULL", config.base_cache_bytes, true)?;
     let found = Found::read(&connection, &path)?;
     sqlite::settle(&connection, disk, &path)?;
     let using = |source| OpenError::using(&path, source);
     let page_bytes = sqlite::page_bytes(&connection).map_err(using)?;
+    let checkpoints = Checkpoints::every(config.wal_autocheckpoint_pages, &mut connection).map_err(using)?;
     let any = |sql: &str| connection.query_row(sql, [], |row| row.get::<_, bool>(0)).map_err(using);
     let has_long = any("SELECT EXISTS(SELECT 1 FROM long_cells)")?;
     let SsTables { tables, cells_largest } = found.sstables.clone();
@@ -139,8 +138,7 @@ pub(super) fn open(dir: &Path, config: &Config, disk: &Disk) -> Result<BaseWrite
     Ok(BaseWriter {
         connection,
         base: Arc::new(Base::new(path, disk.clone(), config, found)),
-        checkpoint_pages: config.wal_autocheckpoint_pages,
-        tried_at: 0,
+        checkpoints,
         flushed_upto,
         page_bytes,
         short_bytes_max: short_bytes_max(page_bytes),
@@ -570,17 +568,11 @@ impl BaseWriter {
 
     /// Copies the write-ahead log into the file if it has grown long enough. True if it did.
     pub fn checkpoint_if_due(&mut self) -> Result<bool, StoreError> {
-        let (pages, copied) =
-            sqlite::write_ahead_pages(&self.connection).map_err(|source| self.reading(source))?;
-        if pages < self.tried_at {
-            self.tried_at = 0; // it began anew
+        let due = self.checkpoints.are_due();
+        if due {
+            self.checkpoint_now()?;
         }
-        if pages.saturating_sub(copied.max(self.tried_at)) < self.checkpoint_pages {
-            return Ok(false);
-        }
-        self.tried_at = pages;
-        self.checkpoint_now()?;
-        Ok(true)
+        Ok(due)
     }
 
     /// Copies the write-ahead log into the file before it is closed, so that the file alone is complete.

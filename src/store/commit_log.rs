@@ -24,7 +24,7 @@ use super::mark::Reached;
 use super::memtable::Memtable;
 use super::queue::Request;
 use super::replay::{Replay, check_end, row_checksum};
-use super::sqlite::{self, Fault, Format, OpenError};
+use super::sqlite::{self, Checkpoints, Fault, Format, OpenError};
 use crate::cell::{Cell, Content};
 use crate::config::{Config, Durability};
 use crate::mutation::Mutation;
@@ -85,9 +85,9 @@ pub(super) struct CommitLog {
     /// So many flushed rows may be forgotten for those written since some last were.
     forgettable: i64,
     next_hint: i64,
-    /// Pages written since the last checkpoint, about.
-    unchecked_pages: usize,
-    checkpoint_pages: usize,
+    checkpoints: Checkpoints,
+    /// The next transaction notes the end of the log, and is followed by a checkpoint.
+    checkpoint_due: bool,
     insert_sql: [String; 3],
 }
 
@@ -130,10 +130,12 @@ impl CommitLog {
             Durability::PowerLoss => "FULL",
             Durability::ProcessCrash => "NORMAL",
         };
-        let (connection, new) =
+        let (mut connection, new) =
             sqlite::open_to_write(disk, &path, &FORMAT, synchronous, CACHE_BYTES, may_create)?;
         let flushed_upto = sqlite::meta(&connection, &path, FLUSHED_UPTO)?.unwrap_or(0);
         let hinted_upto = sqlite::meta(&connection, &path, HINTED_UPTO)?.unwrap_or(0);
+        let checkpoints = Checkpoints::every(config.wal_autocheckpoint_pages, &mut connection)
+            .map_err(|source| OpenError::using(&path, source))?;
         let log = CommitLog {
             connection,
             path,
@@ -142,8 +144,8 @@ impl CommitLog {
             flushed_upto,
             forgettable: 0,
             next_hint: hinted_upto + 1,
-            unchecked_pages: 0,
-            checkpoint_pages: config.wal_autocheckpoint_pages,
+            checkpoints,
+            checkpoint_due: false,
             insert_sql: INSERT_ROWS.map(insert_sql),
         };
         Ok((log, new))
@@ -256,14 +258,15 @@ impl CommitLog {
         }
     }
 
-    /// Copies the write-ahead log into the database if it has grown long enough. True if it did.
+    /// Copies the write-ahead log into the database if it had grown long enough before the last commit. True if it did.
     pub fn checkpoint_if_due(&mut self) -> rusqlite::Result<bool> {
-        if self.unchecked_pages < self.checkpoint_pages {
-            return Ok(false);
+        let due = std::mem::take(&mut self.checkpoint_due);
+        if due {
+            sqlite::checkpoint(&self.connection, "PASSIVE")?;
+        } else {
+            self.checkpoint_due = self.checkpoints.are_due();
         }
-        sqlite::checkpoint(&self.connection, "PASSIVE")?;
-        self.unchecked_pages = 0;
-        Ok(true)
+        Ok(due)
     }
 
     /// Notes the end of the log and copies the write-ahead log into the database, so that the file alone is complete.
@@ -305,7 +308,7 @@ impl CommitLog {
                 self.forgettable = 0;
             }
         }
-        if self.unchecked_pages >= self.checkpoint_pages {
+        if self.checkpoint_due {
             sqlite::set_meta(&self.connection, WRITTEN_UPTO, self.last())?;
         }
         Ok(committed)
@@ -318,7 +321,6 @@ impl CommitLog {
         });
         let rows: Vec<LogRow> = mutations.flat_map(log_rows).collect();
         let mut rest = &rows[..];
-        let mut bytes = 0;
         for (rows_each, sql) in INSERT_ROWS.into_iter().zip(&self.insert_sql) {
             if rest.len() < rows_each {
                 continue;
@@ -327,14 +329,13 @@ impl CommitLog {
             while rest.len() >= rows_each {
                 let (now, later) = rest.split_at(rows_each);
                 for (index, row) in now.iter().enumerate() {
-                    bytes += row.bind(&mut statement, index, self.next + index as i64)?;
+                    row.bind(&mut statement, index, self.next + index as i64)?;
                 }
                 statement.raw_execute()?;
                 self.next += rows_each as i64;
                 rest = later;
             }
         }
-        self.unchecked_pages += pages(bytes);
         Ok(())
     }
 
@@ -359,12 +360,10 @@ impl CommitLog {
                     continue;
                 }
             };
-            self.unchecked_pages += pages(change.bytes() as usize);
             committed.hints.push(change);
         }
         if self.next_hint != first {
             sqlite::set_meta(&self.connection, HINTED_UPTO, self.next_hint - 1)?;
-            self.unchecked_pages += 1;
         }
         Ok(())
     }
@@ -374,7 +373,6 @@ impl CommitLog {
         if flushed_upto > self.flushed_upto {
             sqlite::set_meta(&self.connection, FLUSHED_UPTO, flushed_upto)?;
             self.flushed_upto = flushed_upto;
-            self.unchecked_pages += 1;
         }
         Ok(())
     }
@@ -388,7 +386,6 @@ impl CommitLog {
         let upto = self.flushed_upto.min(self.first.saturating_add(count - 1));
         let mut delete = self.connection.prepare_cached("DELETE FROM log WHERE sequence <= ?1")?;
         delete.execute([upto])?;
-        self.unchecked_pages += 2;
         self.first = upto + 1;
         Ok(())
     }
@@ -401,11 +398,6 @@ impl CommitLog {
         let path = self.path.clone();
         move |source| OpenError::using(&path, source)
     }
-}
-
-/// How many pages of the write-ahead log a commit of so many bytes makes, about.
-fn pages(bytes: usize) -> usize {
-    if bytes == 0 { 0 } else { 1 + bytes / (FORMAT.page_bytes as usize - 200) }
 }
 
 fn insert_sql(rows: usize) -> String {
@@ -421,13 +413,8 @@ fn log_rows(mutation: &Mutation) -> impl Iterator<Item = LogRow<'_>> {
 }
 
 impl LogRow<'_> {
-    /// Binds its columns as row `index` of the statement. Returns about how many bytes it takes in the file.
-    fn bind(
-        &self,
-        statement: &mut CachedStatement<'_>,
-        index: usize,
-        sequence: i64,
-    ) -> rusqlite::Result<usize> {
+    /// Binds its columns as row `index` of the statement.
+    fn bind(&self, statement: &mut CachedStatement<'_>, index: usize, sequence: i64) -> rusqlite::Result<()> {
         let (table, partition) = (self.mutation.table, &self.mutation.partition[..]);
         let cell = self.cell;
         let value = match cell.content {
@@ -444,8 +431,6 @@ impl LogRow<'_> {
         statement.raw_bind_parameter(at + 6, cell.kind())?;
         statement.raw_bind_parameter(at + 7, value)?;
         statement.raw_bind_parameter(at + 8, cell.expires_at_s())?;
-        statement.raw_bind_parameter(at + 9, checksum)?;
-        const NUMBERS_BYTES: usize = 32;
-        Ok(NUMBERS_BYTES + partition.len() + self.column.len() + cell.value_bytes().len())
+        statement.raw_bind_parameter(at + 9, checksum)
     }
 }

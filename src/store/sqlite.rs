@@ -10,10 +10,14 @@
 //! Not here: what is in the tables (`commit_log`, `hint_log`, `base`).
 
 use std::collections::BTreeMap;
+use std::ffi::c_int;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use rusqlite::config::DbConfig;
+use rusqlite::hooks::Wal;
 use rusqlite::types::ValueRef;
 use rusqlite::{Connection, ErrorCode, OpenFlags, Row, ffi};
 
@@ -263,12 +267,39 @@ pub(super) fn checkpoint(connection: &Connection, how: &str) -> rusqlite::Result
     Ok(())
 }
 
-/// How many pages the write-ahead log has, and how many of them were copied into the database.
-pub(super) fn write_ahead_pages(connection: &Connection) -> rusqlite::Result<(usize, usize)> {
-    let mut statement = connection.prepare_cached("PRAGMA wal_checkpoint(NOOP)")?;
-    // -1 before anything was written to it.
-    let pages = |number: i64| usize::try_from(number).unwrap_or(0);
-    statement.query_row([], |row| Ok((pages(row.get(1)?), pages(row.get(2)?))))
+/// When a write-ahead log is to be copied into its database: by the pages it has, of which SQLite tells after each commit.
+pub(super) struct Checkpoints {
+    /// Each time so many pages were written.
+    every: usize,
+    pages: Arc<AtomicUsize>,
+    /// So many it had when that was last due: readers may have kept some from being copied.
+    due_at: usize,
+}
+
+impl Checkpoints {
+    /// Of a connection that alone writes its database.
+    pub fn every(pages: usize, connection: &mut Connection) -> rusqlite::Result<Checkpoints> {
+        let checkpoints = Checkpoints { every: pages, pages: Arc::default(), due_at: 0 };
+        let noted = checkpoints.pages.clone();
+        connection.wal_hook(Some(move |_: &mut Wal, pages: c_int| {
+            noted.store(usize::try_from(pages).unwrap_or(0), Ordering::Relaxed);
+            Ok(())
+        }))?;
+        Ok(checkpoints)
+    }
+
+    /// True once for every so many pages.
+    pub fn are_due(&mut self) -> bool {
+        let pages = self.pages.load(Ordering::Relaxed);
+        if pages < self.due_at {
+            self.due_at = 0; // it began anew
+        }
+        let due = pages - self.due_at >= self.every;
+        if due {
+            self.due_at = pages;
+        }
+        due
+    }
 }
 
 /// What a crash left in the write-ahead log may be in memory only, if its fsync had failed, and what is written after it
@@ -446,4 +477,39 @@ fn check_schema(
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_checkpoint_is_due_each_so_many_pages_copied_or_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("db");
+        let mut connection = Connection::open(&path).unwrap();
+        let setup = "PRAGMA journal_mode = WAL; PRAGMA wal_autocheckpoint = 0; CREATE TABLE t(x);";
+        connection.execute_batch(setup).unwrap();
+        let mut checkpoints = Checkpoints::every(50, &mut connection).unwrap();
+        let reader = Connection::open(&path).unwrap();
+        let written = || std::fs::metadata(write_ahead_log(&path)).unwrap().len() / 4120;
+        let mut write_until_due = || {
+            (0..100)
+                .find(|_| {
+                    connection.execute("INSERT INTO t VALUES (zeroblob(4000))", []).unwrap();
+                    checkpoints.are_due()
+                })
+                .unwrap();
+            checkpoint(&connection, "PASSIVE").unwrap();
+            written()
+        };
+        assert!((50..55).contains(&write_until_due()));
+        assert!((50..55).contains(&write_until_due()), "its pages were used again");
+        reader.execute_batch("BEGIN; SELECT * FROM t").unwrap();
+        write_until_due();
+        assert!((100..110).contains(&write_until_due()), "the reader still needs those before");
+        reader.execute_batch("COMMIT").unwrap();
+        write_until_due();
+        assert!(written() < 160, "and now they were used again");
+    }
 }
