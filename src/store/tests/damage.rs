@@ -82,6 +82,26 @@ async fn missing_rows_are_damage_wherever_they_were() {
     }
 }
 
+/// A checkpoint notes how far the log had come: from then on its end cannot go missing unnoticed.
+#[tokio::test]
+async fn the_end_of_the_log_is_noted_with_each_checkpoint() {
+    let dir = directory();
+    let (store, _) = open(dir.path(), &Config { memtable_bytes_max: 10_000_000, ..tiny() });
+    let mut rows = 0;
+    while store.shared().stats.checkpoints.get() < 2 {
+        rows += 1;
+        assert!(rows < 1000, "a page each, and a checkpoint for each 20 pages");
+        apply_all(&store, [kv("a", value(rows, "v"))]).await;
+    }
+    let copy = directory();
+    std::fs::copy(dir.path().join("log.db"), copy.path().join("log.db")).unwrap(); // without the write-ahead log
+    let log = Connection::open(copy.path().join("log.db")).unwrap();
+    let number = |sql: &str| log.query_row(sql, [], |row| row.get::<_, i64>(0)).unwrap();
+    let noted = number("SELECT value FROM meta WHERE name = 'written_upto'");
+    assert!(noted >= 40, "{noted}");
+    assert_eq!(number("SELECT max(sequence) FROM log"), noted);
+}
+
 #[tokio::test]
 async fn a_changed_number_or_hint_is_damage() {
     let dir = closed_and_flushed().await;
