@@ -8,7 +8,8 @@
 //!   - Every row has a checksum over all of it, its sequence included. A row that fails it was changed on the disk.
 //!   - `written_upto` (set before each checkpoint) is at most the last sequence. If rows end before it, the end is lost;
 //!     rows after it are in the write-ahead log, whose frames SQLite checks itself.
-//!   - `flushed_upto` is at most what data.db says it holds. Rows up to it are forgotten, a few with each commit.
+//!   - `flushed_upto` is at most what data.db says it holds. Rows up to it are forgotten, some with each few commits, and
+//!     by themselves once nobody writes.
 //!
 //! A torn end of the write-ahead log is no damage: SQLite drops a transaction that was not committed.
 //!
@@ -65,10 +66,15 @@ const CACHE_BYTES: usize = 8 * 1024 * 1024;
 const INSERT_ROWS: [usize; 3] = [32, 8, 1];
 const ROW_COLUMNS: usize = 9;
 
-/// Rows forgotten for each that is written, so that forgetting keeps ahead of writing.
-const FORGOTTEN_PER_ROW: i64 = 2;
+/// Rows forgotten for each that is written, so that forgetting keeps ahead of writing...
+const FORGOTTEN_PER_ROW: usize = 2;
+/// ...and one for so many bytes at least, which few rows are shorter than: else the file would grow while many short ones wait
+/// to be forgotten and few long ones are written.
+const BYTES_PER_FORGOTTEN: usize = 64;
 /// The fewest rows forgotten together: with fewer the same page would be written again and again until it is empty.
 const FORGOTTEN_TOGETHER: i64 = 128;
+/// The most rows forgotten with a commit.
+const FORGOTTEN_MAX: i64 = 4096;
 /// Rows forgotten in a transaction of its own, when there is nothing else to do.
 const FORGOTTEN_IDLE: i64 = 1024;
 
@@ -82,7 +88,7 @@ pub(super) struct CommitLog {
     first: i64,
     /// Rows up to this one are flushed, and the file says so.
     flushed_upto: i64,
-    /// So many flushed rows may be forgotten for those written since some last were.
+    /// So many flushed rows may be forgotten for what was written since some last were.
     forgettable: i64,
     next_hint: i64,
     checkpoints: Checkpoints,
@@ -235,6 +241,7 @@ impl CommitLog {
     pub fn commit(&mut self, batch: &[Request], flushed_upto: i64) -> Result<Committed, CommitFailed> {
         assert!(flushed_upto < self.next, "only what was logged can be flushed");
         let (next, first, next_hint) = (self.next, self.first, self.next_hint);
+        let forgettable = self.forgettable;
         let marked = self.flushed_upto;
         let written = self.write(batch, flushed_upto);
         let failed = match written {
@@ -250,6 +257,7 @@ impl CommitLog {
             Err(source) => CommitFailed { fault: sqlite::fault(&source), outcome_unknown: false, source },
         };
         (self.next, self.first, self.next_hint) = (next, first, next_hint);
+        self.forgettable = forgettable;
         self.flushed_upto = marked;
         if sqlite::roll_back(&self.connection) {
             Err(failed)
@@ -295,18 +303,13 @@ impl CommitLog {
         let mut committed = Committed::default();
         sqlite::run(&self.connection, "BEGIN IMMEDIATE")?;
         let first_new = self.next;
-        self.write_mutations(batch)?;
-        self.write_hints(batch, &mut committed)?;
+        let bytes = self.write_mutations(batch)? + self.write_hints(batch, &mut committed)?;
         self.note_flushed(flushed_upto)?;
         if batch.is_empty() {
             self.forget(FORGOTTEN_IDLE)?;
         } else {
-            let written = (self.next - first_new).max(batch.len() as i64);
-            self.forgettable += FORGOTTEN_PER_ROW * written;
-            if self.forgettable >= FORGOTTEN_TOGETHER {
-                self.forget(self.forgettable)?;
-                self.forgettable = 0;
-            }
+            let rows = (self.next - first_new) as usize;
+            self.forget_with(rows.max(batch.len()), bytes)?;
         }
         if self.checkpoint_due {
             sqlite::set_meta(&self.connection, WRITTEN_UPTO, self.last())?;
@@ -314,12 +317,14 @@ impl CommitLog {
         Ok(committed)
     }
 
-    fn write_mutations(&mut self, batch: &[Request]) -> rusqlite::Result<()> {
+    /// Returns about how many bytes that takes in the file.
+    fn write_mutations(&mut self, batch: &[Request]) -> rusqlite::Result<usize> {
         let mutations = batch.iter().filter_map(|request| match request {
             Request::Apply { mutation, .. } => Some(&**mutation),
             _ => None,
         });
         let rows: Vec<LogRow> = mutations.flat_map(log_rows).collect();
+        let bytes = rows.iter().map(LogRow::bytes).sum();
         let mut rest = &rows[..];
         for (rows_each, sql) in INSERT_ROWS.into_iter().zip(&self.insert_sql) {
             if rest.len() < rows_each {
@@ -336,11 +341,13 @@ impl CommitLog {
                 rest = later;
             }
         }
-        Ok(())
+        Ok(bytes)
     }
 
-    fn write_hints(&mut self, batch: &[Request], committed: &mut Committed) -> rusqlite::Result<()> {
+    /// Returns about how many bytes that takes, or gives back, in the file.
+    fn write_hints(&mut self, batch: &[Request], committed: &mut Committed) -> rusqlite::Result<usize> {
         let first = self.next_hint;
+        let mut bytes = 0;
         for request in batch {
             let change = match request {
                 Request::Apply { .. } | Request::Barrier { .. } => continue,
@@ -360,12 +367,13 @@ impl CommitLog {
                     continue;
                 }
             };
+            bytes += change.bytes() as usize;
             committed.hints.push(change);
         }
         if self.next_hint != first {
             sqlite::set_meta(&self.connection, HINTED_UPTO, self.next_hint - 1)?;
         }
-        Ok(())
+        Ok(bytes)
     }
 
     /// Notes how far the log is flushed.
@@ -377,8 +385,18 @@ impl CommitLog {
         Ok(())
     }
 
-    /// Deletes so many of the rows that are flushed, if there are any. A few with each commit: a long deletion would hold up
-    /// everybody.
+    /// Forgets some rows with a commit of so many rows and hints, and bytes: a long deletion would hold up everybody.
+    fn forget_with(&mut self, rows: usize, bytes: usize) -> rusqlite::Result<()> {
+        self.forgettable += (FORGOTTEN_PER_ROW * rows).max(bytes / BYTES_PER_FORGOTTEN) as i64;
+        if self.forgettable >= FORGOTTEN_TOGETHER {
+            let now = self.forgettable.min(FORGOTTEN_MAX);
+            self.forget(now)?;
+            self.forgettable = if self.has_flushed_rows() { self.forgettable - now } else { 0 };
+        }
+        Ok(())
+    }
+
+    /// Deletes so many of the rows that are flushed, if there are any.
     fn forget(&mut self, count: i64) -> rusqlite::Result<()> {
         if !self.has_flushed_rows() {
             return Ok(());
@@ -413,6 +431,12 @@ fn log_rows(mutation: &Mutation) -> impl Iterator<Item = LogRow<'_>> {
 }
 
 impl LogRow<'_> {
+    /// How many bytes it takes in the file, about.
+    fn bytes(&self) -> usize {
+        const NUMBERS_BYTES: usize = 32;
+        NUMBERS_BYTES + self.mutation.partition.len() + self.column.len() + self.cell.value_bytes().len()
+    }
+
     /// Binds its columns as row `index` of the statement.
     fn bind(&self, statement: &mut CachedStatement<'_>, index: usize, sequence: i64) -> rusqlite::Result<()> {
         let (table, partition) = (self.mutation.table, &self.mutation.partition[..]);

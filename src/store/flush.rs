@@ -190,12 +190,10 @@ impl Worker for Flusher {
         }
         if self.shared.health.latched().is_some() {
             self.shared.refuse_base_jobs();
+            self.remains = None;
             return Turn::Wait(None);
         }
-        if let Some(turn) = self.remember() {
-            return turn;
-        }
-        if let Some(turn) = self.free() {
+        if let Some(turn) = self.remember().or_else(|| self.free()) {
             return turn;
         }
         if self.job.is_none()

@@ -57,6 +57,13 @@ pub(super) enum HintChange {
 }
 
 impl HintChange {
+    /// Bytes of the mutations stored or forgotten.
+    pub fn bytes(&self) -> u64 {
+        match self {
+            HintChange::Stored { bytes, .. } | HintChange::Forgotten { bytes, .. } => *bytes,
+        }
+    }
+
     /// Brings the totals up to date.
     pub fn note(&self, totals: &mut BTreeMap<NodeId, HintTotals>) {
         match *self {

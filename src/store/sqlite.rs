@@ -277,7 +277,8 @@ pub(super) struct Checkpoints {
 }
 
 impl Checkpoints {
-    /// Of a connection that alone writes its database.
+    /// Of the connection that alone writes its database, from [`open_to_write`]: to set `wal_autocheckpoint` after this
+    /// would take the hook away.
     pub fn every(pages: usize, connection: &mut Connection) -> rusqlite::Result<Checkpoints> {
         let checkpoints = Checkpoints { every: pages, pages: Arc::default(), due_at: 0 };
         let noted = checkpoints.pages.clone();

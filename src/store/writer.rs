@@ -3,7 +3,8 @@
 //!   queue ─► log.db (one fsync for the whole batch) ─► memtable ─► answers, all with one wake-up ─► checkpoint, if due
 //!
 //! A cell is in the memtable only if the log has it, so replay after a crash returns every acknowledged cell. There is
-//! no artificial waiting: a batch is what had arrived when the last fsync ended.
+//! no artificial waiting: a batch is what had arrived when the last fsync ended. Rows that are flushed are forgotten along with
+//! others that are written, or, once nobody has written for a while, by themselves, with rests in which somebody may.
 //!
 //! When the log fails:
 //!   - no space, or somebody's lock: the transaction is undone, everybody in it hears *refused, nothing was stored*, and
@@ -111,9 +112,13 @@ impl Writer {
         }
     }
 
-    /// Commits a batch, merges it, answers it.
+    /// Commits a batch, merges it, answers it. An empty one only forgets rows.
     fn commit(&mut self, batch: Vec<Request>) {
+        let forgets = batch.is_empty();
         let batch = self.admit(batch);
+        if batch.is_empty() && !forgets {
+            return; // nothing of it is to be stored
+        }
         let started = Instant::now();
         let flushed_upto = self.shared.flushed_upto.load(Atomic::Acquire);
         let committed = self.log.commit(&batch, flushed_upto);
