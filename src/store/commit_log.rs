@@ -73,8 +73,8 @@ const FORGOTTEN_PER_ROW: usize = 2;
 const BYTES_PER_FORGOTTEN: usize = 64;
 /// The fewest rows forgotten together: with fewer the same page would be written again and again until it is empty.
 const FORGOTTEN_TOGETHER: i64 = 128;
-/// The most rows forgotten with a commit.
-const FORGOTTEN_MAX: i64 = 4096;
+/// The most rows forgotten with a commit of few rows, however long they are; what is left waits for the next.
+const FORGOTTEN_MAX: usize = 4096;
 /// Rows forgotten in a transaction of its own, when there is nothing else to do.
 const FORGOTTEN_IDLE: i64 = 1024;
 
@@ -387,9 +387,10 @@ impl CommitLog {
 
     /// Forgets some rows with a commit of so many rows and hints, and bytes: a long deletion would hold up everybody.
     fn forget_with(&mut self, rows: usize, bytes: usize) -> rusqlite::Result<()> {
-        self.forgettable += (FORGOTTEN_PER_ROW * rows).max(bytes / BYTES_PER_FORGOTTEN) as i64;
+        let for_rows = FORGOTTEN_PER_ROW * rows;
+        self.forgettable += for_rows.max(bytes / BYTES_PER_FORGOTTEN) as i64;
         if self.forgettable >= FORGOTTEN_TOGETHER {
-            let now = self.forgettable.min(FORGOTTEN_MAX);
+            let now = self.forgettable.min(for_rows.max(FORGOTTEN_MAX) as i64);
             self.forget(now)?;
             self.forgettable = if self.has_flushed_rows() { self.forgettable - now } else { 0 };
         }
