@@ -75,7 +75,7 @@ const BYTES_PER_FORGOTTEN: usize = 64;
 const FORGOTTEN_TOGETHER: i64 = 128;
 /// The most rows forgotten with a commit of few rows, however long they are; what is left waits for the next.
 const FORGOTTEN_MAX: usize = 4096;
-/// Rows forgotten in a transaction of its own, when there is nothing else to do.
+/// Rows forgotten in a transaction of their own, when there is nothing else to do.
 const FORGOTTEN_IDLE: i64 = 1024;
 
 /// The writing side.
@@ -241,8 +241,7 @@ impl CommitLog {
     pub fn commit(&mut self, batch: &[Request], flushed_upto: i64) -> Result<Committed, CommitFailed> {
         assert!(flushed_upto < self.next, "only what was logged can be flushed");
         let (next, first, next_hint) = (self.next, self.first, self.next_hint);
-        let forgettable = self.forgettable;
-        let marked = self.flushed_upto;
+        let (marked, forgettable) = (self.flushed_upto, self.forgettable);
         let written = self.write(batch, flushed_upto);
         let failed = match written {
             Ok(committed) => match sqlite::run(&self.connection, "COMMIT") {
@@ -257,8 +256,7 @@ impl CommitLog {
             Err(source) => CommitFailed { fault: sqlite::fault(&source), outcome_unknown: false, source },
         };
         (self.next, self.first, self.next_hint) = (next, first, next_hint);
-        self.forgettable = forgettable;
-        self.flushed_upto = marked;
+        (self.flushed_upto, self.forgettable) = (marked, forgettable);
         if sqlite::roll_back(&self.connection) {
             Err(failed)
         } else {

@@ -271,6 +271,7 @@ pub(super) fn checkpoint(connection: &Connection, how: &str) -> rusqlite::Result
 pub(super) struct Checkpoints {
     /// Each time so many pages were written.
     every: usize,
+    /// So many the write-ahead log has.
     pages: Arc<AtomicUsize>,
     /// So many it had when that was last due: readers may have kept some from being copied.
     due_at: usize,
