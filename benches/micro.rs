@@ -27,10 +27,13 @@ use tetrachord::thrift::codec::{Protocol, read_message, write_call};
 use tetrachord::thrift::method::{Call, Put};
 use tetrachord::thrift::scan::{Bounds, Scanner};
 
-// The memtable is private to the store, and rightly so; its file needs nothing but `cell`.
+// The memtable is private to the store, and rightly so; its two files need nothing but `cell`.
 #[allow(dead_code, missing_docs)]
 #[path = "../src/store/memtable.rs"]
 mod memtable;
+#[allow(dead_code, missing_docs)]
+#[path = "../src/store/sorted_cells.rs"]
+mod sorted_cells;
 
 /// Something to be done again and again.
 type Work = Box<dyn FnMut()>;
@@ -278,17 +281,20 @@ fn boxed(number: u32, stamp: i64) -> (Box<[u8]>, Box<[u8]>) {
     (engine_key.into_boxed_slice(), memtable::pack(&value_cell(stamp)))
 }
 
-fn packed(number: u32, stamp: i64) -> memtable::Packed {
-    let engine_key = key::encode(KV_TABLE, &scattered(number), b"");
-    (engine_key[..].into(), memtable::pack(&value_cell(stamp)))
+/// As the log's writer does with a batch.
+fn merge_all(memory: &mut memtable::Memory, stamp: i64) {
+    let engine_key = |number: u32| key::encode(KV_TABLE, &scattered(number), b"")[..].into();
+    let keys: Vec<sorted_cells::Key> = (0..KEYS).map(engine_key).collect();
+    let places = memory.find(&keys);
+    for (key, place) in keys.into_iter().zip(places) {
+        black_box(memory.merge(key, place, &value_cell(stamp)));
+    }
 }
 
 fn insert() -> Work {
     Box::new(|| {
         let mut memory = memtable::Memory::default();
-        (0..KEYS).for_each(|number| {
-            memory.merge(packed(number, 1));
-        });
+        merge_all(&mut memory, 1);
         black_box(memory.active.len());
     })
 }
@@ -304,9 +310,7 @@ fn merge_in() -> Work {
     let (mut memory, mut stamp) = (memtable::Memory::default(), 0);
     Box::new(move || {
         stamp += 1;
-        (0..KEYS).for_each(|number| {
-            black_box(memory.merge(packed(number, stamp)));
-        });
+        merge_all(&mut memory, stamp);
     })
 }
 

@@ -16,7 +16,7 @@
 use std::cmp::Ordering;
 use std::fmt;
 
-use bytes::Bytes;
+use bytes::{BufMut, Bytes};
 
 /// Microseconds since 1970 (UTC) that order the versions of a cell. Higher wins.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -117,13 +117,13 @@ impl<V: AsRef<[u8]>> Cell<V> {
     }
 
     /// Appends `kind (1 byte) · stamp (8, big-endian) · [expiry (8, big-endian)] · value` to `out`.
-    pub fn encode(&self, out: &mut Vec<u8>) {
-        out.push(self.kind());
-        out.extend_from_slice(&self.stamp.0.to_be_bytes());
+    pub fn encode(&self, out: &mut impl BufMut) {
+        out.put_u8(self.kind());
+        out.put_i64(self.stamp.0);
         if let Some(expires_at_s) = self.expires_at_s() {
-            out.extend_from_slice(&expires_at_s.to_be_bytes());
+            out.put_i64(expires_at_s);
         }
-        out.extend_from_slice(self.value_bytes());
+        out.put_slice(self.value_bytes());
     }
 
     /// The number by which the encoding, the commit log and the base name the kind of cell.

@@ -22,7 +22,6 @@ use std::sync::Mutex;
 use crate::cell::{Cell, Content, Stamp};
 use crate::key::{self, PARTITION_KEY_BYTES_MAX, TableId};
 
-use super::memtable::Packed;
 use super::view::cell_hash;
 
 /// A leaf ends behind a key whose hash has so many low zero bits: 1,024 cells on average, a millisecond or two to scan.
@@ -434,11 +433,6 @@ pub fn behind(key: &[u8]) -> Vec<u8> {
     next.extend_from_slice(key);
     next.push(0);
     next
-}
-
-/// The keys of packed cells.
-pub(super) fn keys(cells: &[Packed]) -> impl Iterator<Item = &[u8]> {
-    cells.iter().map(|(key, _)| &key[..])
 }
 
 fn is_boundary(key: &[u8]) -> bool {

@@ -8,96 +8,17 @@
 //!
 //! Not here: when to freeze (`writer`), how the frozen one gets into the base (`flush`).
 
-use std::borrow::Borrow;
 use std::cmp::Ordering;
-use std::collections::BTreeMap;
-use std::collections::btree_map::{Entry, IntoIter};
-use std::ops::{Bound, Deref};
 use std::sync::Arc;
 
 use tokio::time::Instant;
 
+use super::sorted_cells::{Key, Place, Remains, SortedCells};
 use crate::cell::{Cell, Stamp};
 
-/// Bytes one entry takes beyond its key and cell: its place in a tree node, some of which are empty, and the
-/// allocator's share.
-const ENTRY_OVERHEAD_BYTES: usize = 76;
-
-/// Keys up to this length are kept in the tree's nodes: those of partition keys of up to 18 bytes, fewer with zeros among
-/// them. A node of 11 such keys fits an allocation of 512 bytes.
-const SHORT_KEY_BYTES: usize = 22;
-
-/// An engine key. Short ones are kept in place, so that a search through the tree, which mostly waits for memory, has no
-/// pointer to follow at each comparison.
-#[derive(Clone, Debug)]
-pub(super) enum Key {
-    Short { len: u8, bytes: [u8; SHORT_KEY_BYTES] },
-    Long(Box<[u8]>),
-}
-
-impl From<&[u8]> for Key {
-    fn from(key: &[u8]) -> Key {
-        let mut bytes = [0; SHORT_KEY_BYTES];
-        match bytes.get_mut(..key.len()) {
-            Some(start) => {
-                start.copy_from_slice(key);
-                Key::Short { len: key.len() as u8, bytes }
-            }
-            None => Key::Long(key.into()),
-        }
-    }
-}
-
-impl Deref for Key {
-    type Target = [u8];
-
-    fn deref(&self) -> &[u8] {
-        match self {
-            Key::Short { len, bytes } => &bytes[..usize::from(*len)],
-            Key::Long(bytes) => bytes,
-        }
-    }
-}
-
-impl Borrow<[u8]> for Key {
-    fn borrow(&self) -> &[u8] {
-        self
-    }
-}
-
-impl PartialEq for Key {
-    fn eq(&self, other: &Key) -> bool {
-        **self == **other
-    }
-}
-
-impl Eq for Key {}
-
-impl PartialOrd for Key {
-    fn partial_cmp(&self, other: &Key) -> Option<Ordering> {
-        Some(self.cmp(other))
-    }
-}
-
-/// The order of the bytes. Two short keys are compared as numbers: what lies behind a key is zeros, so only where one
-/// goes on with zeros does the length decide.
-impl Ord for Key {
-    fn cmp(&self, other: &Key) -> Ordering {
-        match (self, other) {
-            (Key::Short { len, bytes }, Key::Short { len: other_len, bytes: other }) => {
-                words(bytes).cmp(&words(other)).then(len.cmp(other_len))
-            }
-            _ => (**self).cmp(&**other),
-        }
-    }
-}
-
-/// The first 16 and the last 8 bytes, of which a few are the same, as numbers.
-fn words(bytes: &[u8; SHORT_KEY_BYTES]) -> (u128, u64) {
-    let first = bytes.first_chunk().expect("it is longer");
-    let last = bytes.last_chunk().expect("it is longer");
-    (u128::from_be_bytes(*first), u64::from_be_bytes(*last))
-}
+/// Bytes one entry takes beyond its key and cell: its place in a node, of which a third are empty, and the allocator's
+/// share.
+const ENTRY_OVERHEAD_BYTES: usize = 65;
 
 /// An engine key and an encoded cell, as the memtable keeps them.
 pub(super) type Packed = (Key, Box<[u8]>);
@@ -105,7 +26,7 @@ pub(super) type Packed = (Key, Box<[u8]>);
 /// Sorted cells, by engine key.
 #[derive(Default)]
 pub(super) struct Memtable {
-    cells: BTreeMap<Key, Box<[u8]>>,
+    cells: SortedCells,
     /// Keys, cells and their overhead.
     bytes: usize,
     /// The largest stamp of its cells.
@@ -119,17 +40,6 @@ pub(super) struct Frozen {
     pub upto: i64,
     /// When it was frozen.
     pub since: Instant,
-}
-
-/// The cells of a memtable that nobody needs any more.
-pub(super) struct Remains(IntoIter<Key, Box<[u8]>>);
-
-impl Remains {
-    /// Gives the memory of so many cells back. False if those were the last.
-    pub fn free(&mut self, cells: usize) -> bool {
-        self.0.by_ref().take(cells).for_each(drop);
-        self.0.len() > 0
-    }
 }
 
 /// What is in memory.
@@ -165,19 +75,27 @@ impl Memory {
         memtable.max(self.logged_bytes as f64 / log_bytes_max as f64)
     }
 
+    /// Where the active memtable may hold these keys. What merging cells under them will read is read by this, before the
+    /// lock is taken that keeps readers out.
+    pub fn find(&self, keys: &[Key]) -> Vec<Place> {
+        if let Some(frozen) = &self.frozen {
+            frozen.table.cells.find(keys);
+        }
+        self.active.cells.find(keys)
+    }
+
     /// Merges one committed cell. `Some` if a cell held in memory wins: the stamp of the newest.
-    pub fn merge(&mut self, packed: Packed) -> Option<Stamp> {
-        self.logged_bytes += entry_bytes(&packed);
-        let (key, cell) = packed;
+    pub fn merge<V: AsRef<[u8]>>(&mut self, key: Key, hint: Place, cell: &Cell<V>) -> Option<Stamp> {
+        self.logged_bytes += ENTRY_OVERHEAD_BYTES + key.len() + cell.encoded_len();
         if let Some(frozen) = &self.frozen
             && let Some(held) = frozen.table.get(&key)
-            && held.order(&unpack(&cell)) != Ordering::Less
+            && held.order(cell) != Ordering::Less
         {
             // It need not be kept beside the frozen one. A still newer one may be active.
             let newest = self.get(&key).expect("the frozen one is there");
-            return (newest.order(&unpack(&cell)) == Ordering::Greater).then_some(newest.stamp);
+            return (newest.order(cell) == Ordering::Greater).then_some(newest.stamp);
         }
-        self.active.merge((key, cell))
+        self.active.merge(key, hint, cell)
     }
 
     /// The newest version in memory.
@@ -217,37 +135,32 @@ impl Memtable {
     }
 
     /// Merges one cell. `Some` if the cell held wins: its stamp.
-    fn merge(&mut self, (key, cell): Packed) -> Option<Stamp> {
-        let stamp = unpack(&cell).stamp;
-        match self.cells.entry(key) {
-            Entry::Vacant(entry) => {
-                self.bytes += ENTRY_OVERHEAD_BYTES + entry.key().len() + cell.len();
-                entry.insert(cell);
-            }
-            Entry::Occupied(mut entry) => {
-                let held = unpack(entry.get());
-                match held.order(&unpack(&cell)) {
+    fn merge<V: AsRef<[u8]>>(&mut self, key: Key, hint: Place, cell: &Cell<V>) -> Option<Stamp> {
+        match self.cells.get_mut(&key, hint) {
+            Ok(packed) => {
+                let held = unpack(packed);
+                match held.order(cell) {
                     Ordering::Greater => return Some(held.stamp),
                     Ordering::Equal => return None,
                     Ordering::Less => {
-                        self.bytes = self.bytes - entry.get().len() + cell.len();
-                        entry.insert(cell);
+                        self.bytes = self.bytes - packed.len() + cell.encoded_len();
+                        repack(packed, cell);
                     }
                 }
             }
+            Err(place) => {
+                let packed = (key, pack(cell));
+                self.bytes += entry_bytes(&packed);
+                self.cells.insert(place, packed.0, packed.1);
+            }
         }
-        self.largest = self.largest.max(Some(stamp));
+        self.largest = self.largest.max(Some(cell.stamp));
         None
     }
 
     /// The cell under a key.
     pub fn get(&self, key: &[u8]) -> Option<Cell<&[u8]>> {
-        let cell = if key.len() <= SHORT_KEY_BYTES {
-            self.cells.get(&Key::from(key)) // which compares faster
-        } else {
-            self.cells.get(key)
-        };
-        cell.map(|cell| unpack(cell))
+        self.cells.get(key).map(unpack)
     }
 
     /// Keys and encoded cells from `start` on, up to but without `end`, in order.
@@ -256,13 +169,7 @@ impl Memtable {
         start: &'a [u8],
         end: Option<&'a [u8]>,
     ) -> impl Iterator<Item = (&'a [u8], &'a [u8])> {
-        let end = match end {
-            // BTreeMap panics on a range that ends before it starts.
-            Some(end) => Bound::Excluded(end.max(start)),
-            None => Bound::Unbounded,
-        };
-        let range = self.cells.range::<[u8], _>((Bound::Included(start), end));
-        range.map(|(key, cell)| (&key[..], &cell[..]))
+        self.cells.range(start, end)
     }
 
     /// Keys, cells and their overhead.
@@ -282,7 +189,7 @@ impl Memtable {
 
     /// To be freed bit by bit: at once a large one takes a processor for tens of milliseconds.
     pub fn into_remains(self) -> Remains {
-        Remains(self.cells.into_iter())
+        self.cells.into_remains()
     }
 }
 
@@ -314,6 +221,15 @@ pub(super) fn pack<V: AsRef<[u8]>>(cell: &Cell<V>) -> Box<[u8]> {
     packed.into_boxed_slice()
 }
 
+/// Packs a cell in the place of another.
+fn repack<V: AsRef<[u8]>>(packed: &mut Box<[u8]>, cell: &Cell<V>) {
+    if packed.len() == cell.encoded_len() {
+        cell.encode(&mut &mut packed[..]);
+    } else {
+        *packed = pack(cell);
+    }
+}
+
 /// The cell that [`pack`] packed.
 pub(super) fn unpack(packed: &[u8]) -> Cell<&[u8]> {
     Cell::decode(packed).expect("a memtable holds only what was encoded here")
@@ -324,20 +240,38 @@ mod tests {
     use super::*;
     use crate::cell::Content;
 
-    fn packed(key: &[u8], stamp: i64, value: &[u8]) -> Packed {
-        (Key::from(key), pack(&Cell { stamp: Stamp(stamp), content: Content::Value(value) }))
+    fn value(stamp: i64, value: &[u8]) -> Cell<&[u8]> {
+        Cell { stamp: Stamp(stamp), content: Content::Value(value) }
+    }
+
+    impl Memory {
+        fn put(&mut self, key: &[u8], stamp: i64, text: &[u8]) -> Option<Stamp> {
+            let key = [Key::from(key)];
+            let hint = self.find(&key)[0];
+            let [key] = key;
+            self.merge(key, hint, &value(stamp, text))
+        }
     }
 
     #[test]
     fn the_winner_stays_in_whatever_order_cells_come() {
-        let cells = [packed(b"a", 1, b"old"), packed(b"a", 2, b"new"), packed(b"b", 5, b"")];
+        let cells = [
+            (b"a", 1, &b"old"[..]),
+            (b"a", 2, b"newer"),
+            (b"b", 5, b""),
+            (b"a", 3, b"third"),
+            (b"a", 4, b"4"),
+        ];
         let mut merged = Memory::default();
-        assert_eq!(merged.merge(cells[1].clone()), None);
-        assert_eq!(merged.merge(cells[0].clone()), Some(Stamp(2)));
-        assert_eq!(merged.merge(cells[1].clone()), None, "the same cell again is not behind");
-        assert_eq!(merged.merge(cells[2].clone()), None);
-        let built = Memtable::from_unsorted(cells.to_vec());
-        assert_eq!(built.cells, merged.active.cells);
+        let mut put = |at: usize| merged.put(cells[at].0, cells[at].1, cells[at].2);
+        assert_eq!(put(1), None);
+        assert_eq!(put(0), Some(Stamp(2)));
+        assert_eq!(put(1), None, "the same cell again is not behind");
+        assert_eq!(put(2), None);
+        assert_eq!((put(3), put(4)), (None, None), "as long, and shorter");
+        let packed = cells.map(|(key, stamp, text)| (Key::from(&key[..]), pack(&value(stamp, text))));
+        let built = Memtable::from_unsorted(packed.to_vec());
+        assert!(built.range(b"", None).eq(merged.active.range(b"", None)));
         assert_eq!((built.bytes, built.largest), (merged.active.bytes, Some(Stamp(5))));
         assert_eq!(merged.active.largest, Some(Stamp(5)));
     }
@@ -345,24 +279,24 @@ mod tests {
     #[test]
     fn a_frozen_cell_is_seen_and_compared() {
         let mut memory = Memory::default();
-        memory.merge(packed(b"a", 3, b"frozen"));
+        memory.put(b"a", 3, b"frozen");
         memory.freeze(7);
-        assert_eq!(memory.merge(packed(b"a", 2, b"late")), Some(Stamp(3)));
+        assert_eq!(memory.put(b"a", 2, b"late"), Some(Stamp(3)));
         assert_eq!(memory.active.len(), 0);
         assert_eq!(memory.get(b"a").unwrap().stamp, Stamp(3));
-        assert_eq!(memory.merge(packed(b"a", 4, b"newer")), None);
+        assert_eq!(memory.put(b"a", 4, b"newer"), None);
         assert_eq!(memory.get(b"a").unwrap().stamp, Stamp(4));
-        assert_eq!(memory.active.bytes(), entry_bytes(&packed(b"a", 4, b"newer")));
-        assert_eq!(memory.merge(packed(b"a", 2, b"late")), Some(Stamp(4)), "the newest of those that win");
+        assert_eq!(memory.active.bytes(), entry_bytes(&(b"a"[..].into(), pack(&value(4, b"newer")))));
+        assert_eq!(memory.put(b"a", 2, b"late"), Some(Stamp(4)), "the newest of those that win");
     }
 
     #[test]
     fn rows_of_which_nothing_stays_fill_the_log_as_well() {
         let mut memory = Memory::default();
-        memory.merge(packed(b"a", 3, b"frozen"));
+        memory.put(b"a", 3, b"frozen");
         memory.freeze(7);
         for _ in 0..100 {
-            memory.merge(packed(b"a", 2, b"late"));
+            memory.put(b"a", 2, b"late");
         }
         assert_eq!(memory.active.len(), 0);
         assert!(!memory.has_room(1_000_000, 1_000), "until the frozen ones are flushed");
@@ -371,25 +305,8 @@ mod tests {
     }
 
     #[test]
-    fn keys_of_every_length_keep_their_order() {
-        let long = vec![7; SHORT_KEY_BYTES + 1];
-        let zeros = [0; SHORT_KEY_BYTES];
-        let short = &long[..SHORT_KEY_BYTES];
-        let mut last = short.to_vec();
-        last[SHORT_KEY_BYTES - 1] = 8;
-        let keys: [&[u8]; 10] =
-            [b"", b"\0", b"\0\0", &zeros, &zeros[1..], &long[..3], short, &last, &long, b"\x08"];
-        for a in keys {
-            assert_eq!(&*Key::from(a), a);
-            for b in keys {
-                assert_eq!(Key::from(a).cmp(&Key::from(b)), a.cmp(b));
-            }
-        }
-    }
-
-    #[test]
     fn an_empty_range_is_empty_even_backwards() {
-        let table = Memtable::from_unsorted(vec![packed(b"a", 1, b"")]);
+        let table = Memtable::from_unsorted(vec![(b"a"[..].into(), pack(&value(1, b"")))]);
         assert_eq!(table.range(b"b", Some(b"a")).count(), 0);
         assert_eq!(table.range(b"a", Some(b"a")).count(), 0);
         assert_eq!(table.range(b"", None).count(), 1);

@@ -42,6 +42,7 @@ mod queue;
 mod ranges;
 mod readers;
 mod replay;
+mod sorted_cells;
 mod sqlite;
 mod sstable;
 mod view;

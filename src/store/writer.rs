@@ -24,12 +24,11 @@ use tokio::time::Instant;
 use super::commit_log::{CommitFailed, CommitLog, Committed};
 use super::drive::{Turn, Worker};
 use super::hint_log::HintChange;
-use super::leaves;
 use super::mark::Mark;
-use super::memtable::{Packed, pack};
 use super::pace;
 use super::queue::Request;
 use super::ranges::{Admission, Origin};
+use super::sorted_cells::Key;
 use super::sqlite::{self, Fault};
 use super::{Ending, Shared};
 use crate::answer::{AnswerTo, ApplyAnswer, Failure};
@@ -250,15 +249,17 @@ impl Writer {
         let mut rest = &mutations[..];
         while !rest.is_empty() {
             let (now, later) = rest.split_at(one_hold(rest));
-            // Allocated before the lock is taken.
-            let mut packed = pack_cells(now);
+            let keys = keys_of(now);
+            let places = self.shared.view.memory.read().expect("no panic while it is held").find(&keys);
             let mut memory = self.shared.view.memory.write().expect("no panic while it is held");
             // Before the cells are there, but under this lock: who sees the leaf unwritten from now on, sees the cells.
-            self.shared.leaves.written(leaves::keys(&packed));
-            let mut packed = packed.drain(..);
+            self.shared.leaves.written(keys.iter().map(|key| &**key));
+            let mut keys = keys.into_iter().zip(places);
             for mutation in now {
-                let cells = packed.by_ref().take(mutation.cells.len());
-                behind.push(cells.filter_map(|cell| memory.merge(cell)).max());
+                // Of each cell a key, so none is taken that belongs to the next mutation.
+                let cells = mutation.cells.iter().zip(keys.by_ref());
+                behind
+                    .push(cells.filter_map(|((_, cell), (key, place))| memory.merge(key, place, cell)).max());
             }
             rest = later;
         }
@@ -514,18 +515,18 @@ fn applied(request: &Request) -> Option<(Origin, &Mutation)> {
     }
 }
 
-/// The cells of all mutations, in order.
-fn pack_cells(mutations: &[&Mutation]) -> Vec<Packed> {
+/// The keys of the cells of all mutations, in order.
+fn keys_of(mutations: &[&Mutation]) -> Vec<Key> {
     let mut key = Vec::new();
-    let mut packed = Vec::with_capacity(mutations.iter().map(|mutation| mutation.cells.len()).sum());
+    let mut keys = Vec::with_capacity(mutations.iter().map(|mutation| mutation.cells.len()).sum());
     for mutation in mutations {
-        for (column, cell) in &mutation.cells {
+        for (column, _) in &mutation.cells {
             key.clear();
             key::encode_into(&mut key, mutation.table, &mutation.partition, column);
-            packed.push((key[..].into(), pack(cell)));
+            keys.push(Key::from(&key[..]));
         }
     }
-    packed
+    keys
 }
 
 /// How many of the mutations are merged under one hold of the lock: whole ones, at least one.
