@@ -285,9 +285,11 @@ fn boxed(number: u32, stamp: i64) -> (Box<[u8]>, Box<[u8]>) {
 fn merge_all(memory: &mut memtable::Memory, stamp: i64) {
     let engine_key = |number: u32| key::encode(KV_TABLE, &scattered(number), b"")[..].into();
     let keys: Vec<sorted_cells::Key> = (0..KEYS).map(engine_key).collect();
-    let places = memory.find(&keys);
-    for (key, place) in keys.into_iter().zip(places) {
-        black_box(memory.merge(key, place, &value_cell(stamp)));
+    for keys in keys.chunks(250) {
+        let places = memory.find(keys);
+        for (key, place) in keys.iter().zip(places) {
+            black_box(memory.merge(key.clone(), place, &value_cell(stamp), None));
+        }
     }
 }
 

@@ -17,11 +17,18 @@ use super::sorted_cells::{Key, Place, Remains, SortedCells};
 use crate::cell::{Cell, Stamp};
 
 /// Bytes one entry takes beyond its key and cell: its place in a node, of which a third are empty, and the allocator's
-/// share.
+/// share. (A short key is counted here and by its length; a long one has its own allocation.)
 const ENTRY_OVERHEAD_BYTES: usize = 65;
 
-/// An engine key and an encoded cell, as the memtable keeps them.
-pub(super) type Packed = (Key, Box<[u8]>);
+/// Encoded cells up to this length are copied into the memtable under its lock: those of one hold then take some tens of
+/// microseconds.
+const SHORT_CELL_BYTES: usize = 1024;
+
+/// An encoded cell, as the memtable keeps it.
+pub(super) type PackedCell = Box<[u8]>;
+
+/// With its engine key.
+pub(super) type Packed = (Key, PackedCell);
 
 /// Sorted cells, by engine key.
 #[derive(Default)]
@@ -75,8 +82,8 @@ impl Memory {
         memtable.max(self.logged_bytes as f64 / log_bytes_max as f64)
     }
 
-    /// Where the active memtable may hold these keys. What merging cells under them will read is read by this, before the
-    /// lock is taken that keeps readers out.
+    /// Where the active memtable may hold these keys. Also reads what merging cells under them will read, so that it is at
+    /// hand once the lock is taken that keeps readers out.
     pub fn find(&self, keys: &[Key]) -> Vec<Place> {
         if let Some(frozen) = &self.frozen {
             frozen.table.cells.find(keys);
@@ -84,9 +91,16 @@ impl Memory {
         self.active.cells.find(keys)
     }
 
-    /// Merges one committed cell. `Some` if a cell held in memory wins: the stamp of the newest.
-    pub fn merge<V: AsRef<[u8]>>(&mut self, key: Key, hint: Place, cell: &Cell<V>) -> Option<Stamp> {
-        self.logged_bytes += ENTRY_OVERHEAD_BYTES + key.len() + cell.encoded_len();
+    /// Merges one committed cell, whose key is looked for in `place` first. `packed`: the same, if it was packed before
+    /// ([`pack_if_long`]). `Some` if a cell held in memory wins: the stamp of the newest.
+    pub fn merge<V: AsRef<[u8]>>(
+        &mut self,
+        key: Key,
+        place: Place,
+        cell: &Cell<V>,
+        packed: Option<PackedCell>,
+    ) -> Option<Stamp> {
+        self.logged_bytes += entry_bytes(&key, cell.encoded_len());
         if let Some(frozen) = &self.frozen
             && let Some(held) = frozen.table.get(&key)
             && held.order(cell) != Ordering::Less
@@ -95,7 +109,7 @@ impl Memory {
             let newest = self.get(&key).expect("the frozen one is there");
             return (newest.order(cell) == Ordering::Greater).then_some(newest.stamp);
         }
-        self.active.merge(key, hint, cell)
+        self.active.merge(key, place, cell, packed)
     }
 
     /// The newest version in memory.
@@ -129,29 +143,39 @@ impl Memtable {
             }
             same
         });
-        let bytes = cells.iter().map(entry_bytes).sum();
+        let bytes = cells.iter().map(|(key, cell)| entry_bytes(key, cell.len())).sum();
         let largest = cells.iter().map(|(_, cell)| unpack(cell).stamp).max();
         Memtable { cells: cells.into_iter().collect(), bytes, largest }
     }
 
     /// Merges one cell. `Some` if the cell held wins: its stamp.
-    fn merge<V: AsRef<[u8]>>(&mut self, key: Key, hint: Place, cell: &Cell<V>) -> Option<Stamp> {
-        match self.cells.get_mut(&key, hint) {
-            Ok(packed) => {
-                let held = unpack(packed);
-                match held.order(cell) {
-                    Ordering::Greater => return Some(held.stamp),
+    fn merge<V: AsRef<[u8]>>(
+        &mut self,
+        key: Key,
+        place: Place,
+        cell: &Cell<V>,
+        packed: Option<PackedCell>,
+    ) -> Option<Stamp> {
+        match self.cells.get_mut(&key, place) {
+            Ok(held) => {
+                let Cell { stamp, .. } = unpack(held);
+                match unpack(held).order(cell) {
+                    Ordering::Greater => return Some(stamp),
                     Ordering::Equal => return None,
                     Ordering::Less => {
-                        self.bytes = self.bytes - packed.len() + cell.encoded_len();
-                        repack(packed, cell);
+                        self.bytes = self.bytes - held.len() + cell.encoded_len();
+                        match packed {
+                            Some(packed) => *held = packed,
+                            // As most are that are written again and again.
+                            None if held.len() == cell.encoded_len() => cell.encode(&mut &mut held[..]),
+                            None => *held = pack(cell),
+                        }
                     }
                 }
             }
             Err(place) => {
-                let packed = (key, pack(cell));
-                self.bytes += entry_bytes(&packed);
-                self.cells.insert(place, packed.0, packed.1);
+                self.bytes += entry_bytes(&key, cell.encoded_len());
+                self.cells.insert(place, key, packed.unwrap_or_else(|| pack(cell)));
             }
         }
         self.largest = self.largest.max(Some(cell.stamp));
@@ -209,25 +233,21 @@ fn head(key: &[u8]) -> u128 {
     u128::from_be_bytes(head)
 }
 
-/// What an entry of these lengths adds to [`Memtable::bytes`].
-pub(super) fn entry_bytes((key, cell): &Packed) -> usize {
-    ENTRY_OVERHEAD_BYTES + key.len() + cell.len()
+/// What an entry adds to [`Memtable::bytes`].
+pub(super) fn entry_bytes(key: &[u8], cell_len: usize) -> usize {
+    ENTRY_OVERHEAD_BYTES + key.len() + cell_len
 }
 
 /// As the memtable keeps a cell.
-pub(super) fn pack<V: AsRef<[u8]>>(cell: &Cell<V>) -> Box<[u8]> {
+pub(super) fn pack<V: AsRef<[u8]>>(cell: &Cell<V>) -> PackedCell {
     let mut packed = Vec::with_capacity(cell.encoded_len());
     cell.encode(&mut packed);
     packed.into_boxed_slice()
 }
 
-/// Packs a cell in the place of another.
-fn repack<V: AsRef<[u8]>>(packed: &mut Box<[u8]>, cell: &Cell<V>) {
-    if packed.len() == cell.encoded_len() {
-        cell.encode(&mut &mut packed[..]);
-    } else {
-        *packed = pack(cell);
-    }
+/// The same of a cell that takes long to copy: to be done before the lock is taken.
+pub(super) fn pack_if_long<V: AsRef<[u8]>>(cell: &Cell<V>) -> Option<PackedCell> {
+    (cell.encoded_len() > SHORT_CELL_BYTES).then(|| pack(cell))
 }
 
 /// The cell that [`pack`] packed.
@@ -247,9 +267,9 @@ mod tests {
     impl Memory {
         fn put(&mut self, key: &[u8], stamp: i64, text: &[u8]) -> Option<Stamp> {
             let key = [Key::from(key)];
-            let hint = self.find(&key)[0];
+            let place = self.find(&key)[0];
             let [key] = key;
-            self.merge(key, hint, &value(stamp, text))
+            self.merge(key, place, &value(stamp, text), pack_if_long(&value(stamp, text)))
         }
     }
 
@@ -261,6 +281,8 @@ mod tests {
             (b"b", 5, b""),
             (b"a", 3, b"third"),
             (b"a", 4, b"4"),
+            (b"a", 5, &[b'l'; SHORT_CELL_BYTES]),
+            (b"c", 1, &[b'l'; SHORT_CELL_BYTES]),
         ];
         let mut merged = Memory::default();
         let mut put = |at: usize| merged.put(cells[at].0, cells[at].1, cells[at].2);
@@ -269,6 +291,7 @@ mod tests {
         assert_eq!(put(1), None, "the same cell again is not behind");
         assert_eq!(put(2), None);
         assert_eq!((put(3), put(4)), (None, None), "as long, and shorter");
+        assert_eq!((put(5), put(6)), (None, None), "packed before");
         let packed = cells.map(|(key, stamp, text)| (Key::from(&key[..]), pack(&value(stamp, text))));
         let built = Memtable::from_unsorted(packed.to_vec());
         assert!(built.range(b"", None).eq(merged.active.range(b"", None)));
@@ -286,7 +309,7 @@ mod tests {
         assert_eq!(memory.get(b"a").unwrap().stamp, Stamp(3));
         assert_eq!(memory.put(b"a", 4, b"newer"), None);
         assert_eq!(memory.get(b"a").unwrap().stamp, Stamp(4));
-        assert_eq!(memory.active.bytes(), entry_bytes(&(b"a"[..].into(), pack(&value(4, b"newer")))));
+        assert_eq!(memory.active.bytes(), entry_bytes(b"a", value(4, b"newer").encoded_len()));
         assert_eq!(memory.put(b"a", 2, b"late"), Some(Stamp(4)), "the newest of those that win");
     }
 

@@ -64,7 +64,7 @@ impl Replay {
                 Err(source) => return Err(self.unreadable(path, source)),
             };
             if let Some(packed) = self.take(row) {
-                bytes += memtable::entry_bytes(&packed);
+                bytes += memtable::entry_bytes(&packed.0, packed.1.len());
                 cells.push(packed);
             }
             if self.rows.is_multiple_of(PROGRESS_ROWS) {

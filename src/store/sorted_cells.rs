@@ -1,13 +1,13 @@
 //! Encoded cells in the order of their engine keys: a B+ tree of three levels that waits for memory as little as can be.
 //!
-//!   top      the least key of each branch
-//!   branch   up to 256 nodes, and the least key of each; with the top a thirtieth of the data, mostly in the processor's cache
+//!   top      where each branch begins
+//!   branch   up to 256 nodes, and where each begins; with the top a hundredth of the data, mostly in the processor's cache
 //!   node     up to 31 cells, and their keys
 //!
 //! In a large tree a search is mostly waiting for memory: for the keys of a node, then for its cell. One search can do
 //! nothing about that, but those of a batch can wait together: [`SortedCells::find`] makes the same step of many searches
-//! before it makes the next of any, without a branch that depends on a key, so that the processor has many loads under way.
-//! The places it finds are hints: whoever uses one looks whether the key is there.
+//! before it makes the next of any, without a jump that depends on a key, so that the processor has many loads under way.
+//! A place that it found may be out of date when it is used: whoever uses one looks whether the key is there.
 //!
 //! Not here: which of two cells wins (`memtable`).
 
@@ -21,7 +21,7 @@ use std::ops::Deref;
 /// Cells of a node: it then fits an allocation of 1,280 bytes.
 const NODE_CELLS: usize = 31;
 
-/// Nodes of a branch: putting one between them moves 4 kB at most.
+/// Nodes of a branch: putting one between them moves 4 kB on average.
 const BRANCH_NODES: usize = 256;
 
 /// Searches that wait for memory together: about as many loads as a processor's core has under way.
@@ -99,7 +99,7 @@ impl PartialOrd for Key {
         Some(self.cmp(other))
     }
 
-    /// Without a branch between two short keys: see the head of the module.
+    /// Without a jump where both are short: see the head of the module.
     #[inline(always)]
     fn le(&self, other: &Key) -> bool {
         match (self, other) {
@@ -123,14 +123,14 @@ fn numbers(bytes: &[u8; SHORT_KEY_BYTES], len: u8) -> (u128, u64) {
 /// Encoded cells in the order of their engine keys. None is ever taken out.
 #[derive(Default)]
 pub(super) struct SortedCells {
-    /// Of each branch; of the first the least of all keys.
+    /// The first key of each branch; for the first one the empty key, before which there is none.
     least: Vec<Key>,
     branches: Vec<Branch>,
     len: usize,
 }
 
 struct Branch {
-    /// Of each node; of the first what is said to be the branch's.
+    /// The first key of each node; for the first one what the top has for the branch.
     least: Vec<Key>,
     /// None is empty.
     #[expect(clippy::vec_box, reason = "to put one between others moves those behind it, a kilobyte each")]
@@ -190,18 +190,21 @@ impl SortedCells {
         places
     }
 
-    /// The cell under a key, to be overwritten; it is looked for in `hint` first. If there is none, where it belongs.
-    pub fn get_mut(&mut self, key: &Key, hint: Place) -> Result<&mut Box<[u8]>, Place> {
-        let place = if self.key(hint) == Some(key) { hint } else { self.search(key)? };
+    /// The cell under a key, to be overwritten; it is looked for in `place` first. If there is none, before which place it
+    /// belongs, or behind.
+    pub fn get_mut(&mut self, key: &Key, place: Place) -> Result<&mut Box<[u8]>, Place> {
+        let place = if self.key(place) == Some(key) { place } else { self.search(key)? };
         Ok(&mut self.branches[place.branch].nodes[place.node].cells[place.cell])
     }
 
-    /// Puts a cell where its key belongs, as [`SortedCells::get_mut`] has just said.
+    /// Puts a cell into the node where its key belongs, as [`SortedCells::get_mut`] has just said.
     pub fn insert(&mut self, place: Place, key: Key, cell: Box<[u8]>) {
         self.len += 1;
-        if self.branches.is_empty() {
-            self.push(Key::EMPTY, Node::new(key, cell));
-        } else if let Some(right) = self.branches[place.branch].insert(place.node, key, cell) {
+        let Some(last) = self.branches.len().checked_sub(1) else {
+            return self.push(Key::EMPTY, Node::new(key, cell));
+        };
+        let branch = &mut self.branches[place.branch];
+        if let Some(right) = branch.insert(place.node, key, cell, place.branch == last) {
             self.least.insert(place.branch + 1, right.least[0].clone());
             self.branches.insert(place.branch + 1, right);
         }
@@ -285,15 +288,16 @@ impl FromIterator<(Key, Box<[u8]>)> for SortedCells {
 }
 
 impl Branch {
-    /// What has no room any more becomes a branch of its own.
-    fn insert(&mut self, node: usize, key: Key, cell: Box<[u8]>) -> Option<Branch> {
-        let right = self.nodes[node].insert(key, cell)?;
+    /// What has no room any more becomes a branch of its own. `last`: there is none behind this one.
+    fn insert(&mut self, node: usize, key: Key, cell: Box<[u8]>, last: bool) -> Option<Branch> {
+        let last = last && node + 1 == self.nodes.len();
+        let right = self.nodes[node].insert(key, cell, last)?;
         self.least.insert(node + 1, right.keys[0].clone());
         self.nodes.insert(node + 1, right);
         if self.nodes.len() <= BRANCH_NODES {
             return None;
         }
-        let left = left_of_full(node + 1, BRANCH_NODES);
+        let left = if last { BRANCH_NODES } else { BRANCH_NODES / 2 };
         Some(Branch { least: self.least.split_off(left), nodes: self.nodes.split_off(left) })
     }
 }
@@ -320,17 +324,17 @@ impl Node {
         self.keys().iter().zip(&self.cells).map(|(key, cell)| (&**key, &**cell))
     }
 
-    /// What has no room any more becomes a node of its own.
-    fn insert(&mut self, key: Key, cell: Box<[u8]>) -> Option<Box<Node>> {
+    /// What has no room any more becomes a node of its own: half of it, but whoever appends to the last leaves that full.
+    fn insert(&mut self, key: Key, cell: Box<[u8]>, last: bool) -> Option<Box<Node>> {
         let at = self.keys().partition_point(|held| *held <= key);
         if self.len < NODE_CELLS {
             self.put(at, key, cell);
             return None;
         }
-        let left = left_of_full(at, NODE_CELLS);
-        if left == NODE_CELLS {
+        if last && at == NODE_CELLS {
             return Some(Node::new(key, cell));
         }
+        let left = NODE_CELLS.div_ceil(2);
         let mut right = Box::new(Node::default());
         for (to, from) in (left..self.len).enumerate() {
             right.keys[to] = mem::replace(&mut self.keys[from], Key::EMPTY);
@@ -360,12 +364,6 @@ impl Default for Node {
     fn default() -> Node {
         Node { len: 0, keys: [Key::EMPTY; NODE_CELLS], cells: array::from_fn(|_| Box::default()) }
     }
-}
-
-/// How many of those that fill something stay in it when one more comes to be the `at`th: half of them, but whoever
-/// appends leaves it full.
-fn left_of_full(at: usize, full: usize) -> usize {
-    if at == full { full } else { full.div_ceil(2) }
 }
 
 /// Reads here and there, so that the processor fetches what a search may need at once, not one part after the other.
@@ -400,10 +398,12 @@ fn last_upto(keys: [&Key; TOGETHER], among: [&[Key]; TOGETHER]) -> [usize; TOGET
 pub(super) struct Remains(Vec<Branch>);
 
 impl Remains {
-    /// Gives the memory of about so many cells back, at least one. False if those were the last.
+    /// Gives the memory of about so many cells back. False if those were the last.
     pub fn free(&mut self, cells: usize) -> bool {
         for _ in 0..cells.div_ceil(NODE_CELLS) {
-            while self.0.last_mut().is_some_and(|branch| branch.nodes.pop().is_none()) {
+            let Some(branch) = self.0.last_mut() else { break };
+            branch.nodes.pop();
+            if branch.nodes.is_empty() {
                 self.0.pop();
             }
         }
@@ -453,6 +453,27 @@ mod tests {
             let said = branch.least.iter().zip(&branch.nodes);
             assert!(said.skip(1).all(|(least, node)| node.keys().first() == Some(least)));
         }
+        let mut filled = cells.branches.iter().flat_map(|branch| &branch.nodes).map(|node| node.len).rev();
+        assert!(filled.next().is_none_or(|last| last > 0) && filled.all(|cells| cells >= NODE_CELLS / 2));
+        let mut filled = cells.branches.iter().map(|branch| branch.nodes.len()).rev();
+        assert!(filled.next().is_none_or(|last| last > 0) && filled.all(|nodes| nodes >= BRANCH_NODES / 2));
+    }
+
+    /// As the log's writer does: places are found for some keys together, and out of date once some of those are put.
+    fn put(cells: &mut SortedCells, model: &mut BTreeMap<Vec<u8>, Box<[u8]>>, keys: &[Vec<u8>]) {
+        for (keys, number) in keys.chunks(100).zip(0..) {
+            let keys: Vec<Key> = keys.iter().map(|key| key[..].into()).collect();
+            for (key, place) in keys.iter().zip(cells.find(&keys)) {
+                let before = match cells.get_mut(key, place) {
+                    Ok(held) => Some(std::mem::replace(held, cell(number))),
+                    Err(place) => {
+                        cells.insert(place, key.clone(), cell(number));
+                        None
+                    }
+                };
+                assert_eq!(model.insert(key.to_vec(), cell(number)), before);
+            }
+        }
     }
 
     proptest! {
@@ -460,64 +481,57 @@ mod tests {
         fn it_holds_what_a_map_holds(
             keys in prop::collection::vec(key(), 0..400), sorted in 0..100_usize, start in key(), end in key(),
         ) {
-            let mut model = BTreeMap::new();
-            for (key, number) in keys[..sorted.min(keys.len())].iter().zip(0..) {
-                model.insert(key.clone(), cell(number));
-            }
+            let sorted = keys.iter().take(sorted);
+            let mut model: BTreeMap<_, _> = sorted.map(|key| (key.clone(), cell(1))).collect();
             let mut cells: SortedCells = model.iter().map(|(key, cell)| (key[..].into(), cell.clone())).collect();
             check(&cells, &model, &start, &end);
-            for (key, number) in keys.iter().zip(1000..) {
-                let packed = Key::from(&key[..]);
-                let hints = cells.find(&[packed.clone(), Key::from(&start[..])]);
-                match cells.get_mut(&packed, hints[usize::from(number % 2)]) {
-                    Ok(held) => {
-                        prop_assert_eq!(&model[key], &*held);
-                        *held = cell(number);
-                    }
-                    Err(place) => {
-                        prop_assert!(!model.contains_key(key));
-                        cells.insert(place, packed, cell(number));
-                    }
-                }
-                model.insert(key.clone(), cell(number));
-            }
+            put(&mut cells, &mut model, &keys);
             check(&cells, &model, &start, &end);
-            let mut remains = cells.into_remains();
-            while remains.free(1) {}
         }
     }
 
-    fn put_all(keys: impl Iterator<Item = u16>) -> SortedCells {
-        let mut cells = SortedCells::default();
-        let mut model = BTreeMap::new();
-        for number in keys {
-            let key = number.to_be_bytes();
-            let place =
-                cells.get_mut(&Key::from(&key[..]), Place::default()).expect_err("none is there twice");
-            cells.insert(place, Key::from(&key[..]), cell(number));
-            model.insert(key.to_vec(), cell(number));
-        }
+    /// Of short and long keys.
+    fn of_many(numbers: impl Iterator<Item = u16>) -> SortedCells {
+        let (mut cells, mut model) = (SortedCells::default(), BTreeMap::new());
+        let long = |number: u16| usize::from(number % 2) * SHORT_KEY_BYTES;
+        let keys = numbers.map(|number| [&number.to_be_bytes()[..], &vec![7; long(number)]].concat());
+        put(&mut cells, &mut model, &keys.collect::<Vec<_>>());
         check(&cells, &model, &[60, 200], &[70]);
         cells
     }
 
     #[test]
     fn it_holds_many() {
-        let cells = put_all((0..=u16::MAX).map(|number| number.wrapping_mul(40_503)));
+        let cells = of_many((0..=u16::MAX).map(|number| number.wrapping_mul(40_503)));
         assert!(cells.branches.len() > 6);
-        assert!(cells.branches.iter().all(|branch| branch.nodes.len() >= BRANCH_NODES / 2));
-        let nodes: usize = cells.branches.iter().map(|branch| branch.nodes.len()).sum();
-        let mut remains = cells.into_remains();
-        let freed = 1 + std::iter::from_fn(|| remains.free(10 * NODE_CELLS).then_some(())).count();
-        assert_eq!(freed, nodes.div_ceil(10));
+        let key = Key::from(&[200, 0][..]);
+        let place = cells.find(std::slice::from_ref(&key))[0];
+        assert!(SortedCells::default().get_mut(&key, place).is_err(), "a place of another tree");
     }
 
     #[test]
     fn who_appends_leaves_it_full() {
-        let cells = put_all(0..20_000);
+        let cells = of_many(0..20_000);
         assert_eq!(cells.branches[0].nodes.len(), BRANCH_NODES);
         let nodes: Vec<_> = cells.branches.iter().flat_map(|branch| &branch.nodes).collect();
         assert_eq!(nodes.len(), 20_000_usize.div_ceil(NODE_CELLS));
+    }
+
+    #[test]
+    fn behind_what_is_full_nothing_stays_nearly_empty() {
+        for full in [NODE_CELLS, NODE_CELLS * BRANCH_NODES] {
+            let full = full as u16;
+            of_many((0..full).chain((full..30_000).rev()));
+        }
+    }
+
+    #[test]
+    fn it_is_freed_bit_by_bit() {
+        let cells = of_many(0..20_000);
+        let nodes: usize = cells.branches.iter().map(|branch| branch.nodes.len()).sum();
+        let mut remains = cells.into_remains();
+        assert_eq!((1..).find(|_| !remains.free(10 * NODE_CELLS)), Some(nodes.div_ceil(10)));
+        assert!(!of_many(0..1).into_remains().free(1));
     }
 
     #[test]
@@ -539,6 +553,8 @@ mod tests {
             for b in keys {
                 assert_eq!(Key::from(a).cmp(&Key::from(b)), a.cmp(b));
                 assert_eq!(Key::from(a) <= Key::from(b), a <= b);
+                assert_eq!(Key::from(a) < Key::from(b), a < b);
+                assert_eq!(Key::from(a) == Key::from(b), a == b);
             }
         }
     }

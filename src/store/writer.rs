@@ -25,6 +25,7 @@ use super::commit_log::{CommitFailed, CommitLog, Committed};
 use super::drive::{Turn, Worker};
 use super::hint_log::HintChange;
 use super::mark::Mark;
+use super::memtable::{PackedCell, pack_if_long};
 use super::pace;
 use super::queue::Request;
 use super::ranges::{Admission, Origin};
@@ -249,17 +250,18 @@ impl Writer {
         let mut rest = &mutations[..];
         while !rest.is_empty() {
             let (now, later) = rest.split_at(one_hold(rest));
-            let keys = keys_of(now);
+            let (keys, long) = prepare(now);
             let places = self.shared.view.memory.read().expect("no panic while it is held").find(&keys);
             let mut memory = self.shared.view.memory.write().expect("no panic while it is held");
             // Before the cells are there, but under this lock: who sees the leaf unwritten from now on, sees the cells.
             self.shared.leaves.written(keys.iter().map(|key| &**key));
-            let mut keys = keys.into_iter().zip(places);
+            let mut prepared = keys.into_iter().zip(places).zip(long);
             for mutation in now {
-                // Of each cell a key, so none is taken that belongs to the next mutation.
-                let cells = mutation.cells.iter().zip(keys.by_ref());
-                behind
-                    .push(cells.filter_map(|((_, cell), (key, place))| memory.merge(key, place, cell)).max());
+                // Takes as many as it has cells: `zip` asks for a cell first, and for no more once there is none.
+                let cells = mutation.cells.iter().zip(prepared.by_ref());
+                let merged = cells
+                    .filter_map(|((_, cell), ((key, place), packed))| memory.merge(key, place, cell, packed));
+                behind.push(merged.max());
             }
             rest = later;
         }
@@ -515,18 +517,20 @@ fn applied(request: &Request) -> Option<(Origin, &Mutation)> {
     }
 }
 
-/// The keys of the cells of all mutations, in order.
-fn keys_of(mutations: &[&Mutation]) -> Vec<Key> {
+/// The keys of the cells of all mutations, in order; and those cells packed that are long.
+fn prepare(mutations: &[&Mutation]) -> (Vec<Key>, Vec<Option<PackedCell>>) {
+    let cells = mutations.iter().map(|mutation| mutation.cells.len()).sum();
+    let (mut keys, mut long) = (Vec::with_capacity(cells), Vec::with_capacity(cells));
     let mut key = Vec::new();
-    let mut keys = Vec::with_capacity(mutations.iter().map(|mutation| mutation.cells.len()).sum());
     for mutation in mutations {
-        for (column, _) in &mutation.cells {
+        for (column, cell) in &mutation.cells {
             key.clear();
             key::encode_into(&mut key, mutation.table, &mutation.partition, column);
             keys.push(Key::from(&key[..]));
+            long.push(pack_if_long(cell));
         }
     }
-    keys
+    (keys, long)
 }
 
 /// How many of the mutations are merged under one hold of the lock: whole ones, at least one.
