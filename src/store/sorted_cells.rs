@@ -193,7 +193,7 @@ impl SortedCells {
     /// The cell under a key, to be overwritten; it is looked for in `place` first. If there is none, before which place it
     /// belongs, or behind.
     pub fn get_mut(&mut self, key: &Key, place: Place) -> Result<&mut Box<[u8]>, Place> {
-        let place = if self.key(place) == Some(key) { place } else { self.search(key)? };
+        let place = self.look(place, key).unwrap_or_else(|| self.search(key))?;
         Ok(&mut self.branches[place.branch].nodes[place.node].cells[place.cell])
     }
 
@@ -250,8 +250,15 @@ impl SortedCells {
         if keys[cell].borrow() == key { Ok(place) } else { Err(place) }
     }
 
-    fn key(&self, place: Place) -> Option<&Key> {
-        self.branches.get(place.branch)?.nodes.get(place.node)?.keys().get(place.cell)
+    /// Whether the key is in this place, or belongs behind it; `None` if its node does not show that.
+    fn look(&self, place: Place, key: &Key) -> Option<Result<Place, Place>> {
+        let keys = self.branches.get(place.branch)?.nodes.get(place.node)?.keys();
+        let held = keys.get(place.cell)?;
+        if held == key {
+            return Some(Ok(place));
+        }
+        let next = keys.get(place.cell + 1)?;
+        (held < key && key < next).then_some(Err(place))
     }
 
     /// Adds a node behind all others.
@@ -441,7 +448,8 @@ mod tests {
         }
         assert_eq!(cells.get(end), model.get(end).map(|cell| &**cell));
         let keys: Vec<Key> = model.keys().map(|key| key[..].into()).collect();
-        assert!(cells.find(&keys).iter().map(|place| cells.key(*place)).eq(keys.iter().map(Some)));
+        let mut found = cells.find(&keys).into_iter().zip(&keys).map(|(place, key)| cells.look(place, key));
+        assert!(found.all(|found| matches!(found, Some(Ok(_)))));
         let part = cells.range(start, Some(end)).map(|(key, _)| key);
         let expected = model.keys().map(|key| &key[..]).filter(|key| (start..end).contains(key));
         assert!(part.eq(expected));
