@@ -31,6 +31,7 @@ mod disk;
 mod drive;
 mod filter;
 mod flush;
+mod group;
 mod health;
 mod hint_log;
 pub mod leaves;
@@ -629,8 +630,9 @@ fn start_workers(
     tokio::spawn(writer::give_answers(batches));
     let (queue, bell) = (shared.queue.clone(), shared.writer_bell.clone());
     let telling = tokio::spawn(shared.arrivals.clone().tell_of_all(move || {
-        queue.release();
-        bell.ring();
+        if queue.release() {
+            bell.ring();
+        }
     }));
     let log_path = log.path().to_owned();
     let no_thread = |error: std::io::Error| OpenError::NoThread { path: log_path.clone(), source: error };

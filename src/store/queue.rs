@@ -82,6 +82,8 @@ struct Waiting {
     bytes: usize,
     /// How many of them, the first, may be taken.
     released: usize,
+    /// Who takes is not to be told of fewer.
+    enough: usize,
     /// Nobody takes any more.
     closed: bool,
 }
@@ -116,10 +118,19 @@ impl Queue {
         Ok(())
     }
 
-    /// What waits now may be taken ([`Arrivals`](super::drive::Arrivals) says when and why).
-    pub fn release(&self) {
+    /// What waits now may be taken ([`Arrivals`](super::drive::Arrivals) says when and why). True if whoever takes is to be
+    /// told.
+    pub fn release(&self) -> bool {
         let mut waiting = self.waiting.lock().expect("no panic while it is held");
         waiting.released = waiting.requests.len();
+        waiting.released >= waiting.enough
+    }
+
+    /// From now on whoever takes is to be told of so many and no fewer. True if they are there.
+    pub fn tell_of(&self, enough: usize) -> bool {
+        let mut waiting = self.waiting.lock().expect("no panic while it is held");
+        waiting.enough = enough;
+        waiting.released >= enough
     }
 
     /// The next batch: all that was released, up to the bounds of a transaction, and at least one of it, if there is any.

@@ -2,9 +2,10 @@
 //!
 //!   queue ─► log.db (one fsync for the whole batch) ─► memtable ─► answers, all with one wake-up ─► checkpoint, if due
 //!
-//! A cell is in the memtable only if the log has it, so replay after a crash returns every acknowledged cell. There is
-//! no artificial waiting: a batch is what had arrived when the last fsync ended. Rows that are flushed are forgotten along with
-//! others that are written, or, once nobody has written for a while, by themselves, with rests in which somebody may.
+//! A cell is in the memtable only if the log has it, so replay after a crash returns every acknowledged cell. A batch is what
+//! had arrived when the last fsync ended or, while several write at once, a little later (`group`). Rows that are flushed are
+//! forgotten along with others that are written, or, once nobody has written for a while, by themselves, with rests in which
+//! somebody may.
 //!
 //! When the log fails:
 //!   - no space, or somebody's lock: the transaction is undone, everybody in it hears *refused, nothing was stored*, and
@@ -23,6 +24,7 @@ use tokio::time::Instant;
 
 use super::commit_log::{CommitFailed, CommitLog, Committed};
 use super::drive::{Turn, Worker};
+use super::group::{ENOUGH, Group};
 use super::hint_log::HintChange;
 use super::mark::Mark;
 use super::memtable::{PackedCell, pack_if_long};
@@ -54,6 +56,7 @@ const PROBE: Duration = Duration::from_secs(1);
 pub(super) struct Writer {
     shared: Arc<Shared>,
     log: CommitLog,
+    group: Group,
     /// Names the last committed row; `None` where the disk is not the system's.
     mark: Option<Mark>,
     memtable_bytes_max: usize,
@@ -102,6 +105,7 @@ impl Writer {
         Writer {
             shared,
             log,
+            group: Group::new(config.commit_window()),
             mark,
             memtable_bytes_max,
             log_bytes_max,
@@ -412,6 +416,16 @@ impl Writer {
         Turn::Again
     }
 
+    /// How long to wait for others to be committed with what is there.
+    fn rest(&self) -> Option<Duration> {
+        let rest = self.group.rest().filter(|_| self.shared.ending() == Ending::No);
+        if rest.is_some() && !self.shared.queue.tell_of(ENOUGH) {
+            return rest;
+        }
+        self.shared.queue.tell_of(1);
+        None
+    }
+
     /// Nothing to do.
     fn wait_or_end(&self, timeout: Option<Duration>) -> Turn {
         let drained = self.shared.ending() == Ending::Drain && self.shared.queue.depth().0 == 0;
@@ -474,6 +488,9 @@ impl Worker for Writer {
         if self.shared.ending() == Ending::Now {
             return Turn::Ended;
         }
+        if let Some(rest) = self.rest() {
+            return Turn::Wait(Some(rest));
+        }
         if let Some(reason) = self.shared.health.latched() {
             return self.refuse_all(&reason);
         }
@@ -483,6 +500,7 @@ impl Worker for Writer {
         }
         let batch = self.shared.queue.take();
         if !batch.is_empty() {
+            self.group.begins(batch.len());
             self.commit(batch);
             self.forget_at = Instant::now() + QUIET;
             return Turn::Again;

@@ -175,6 +175,7 @@ fn config(r: &mut fastrand::Rng, replication_factor: usize) -> Config {
         log_bytes_max: 2 * memtable_bytes_max,
         flush_transaction_cells: *pick(r, &[1, 70, 2_000]),
         wal_autocheckpoint_pages: *pick(r, &[10, 30, 1_000]),
+        commit_group_window_us: *pick(r, &[0, defaults.commit_group_window_us, 50_000]),
         commit_batch_mutations_max: *pick(r, &[1, 3, 4_096]),
         handoff_batch_mutations: *pick(r, &[1, 5, 512]),
         write_timeout_ms: *pick(r, &[300, 2_000]),

@@ -88,6 +88,39 @@ async fn in_one_batch_mutations_count_in_their_order() {
     assert_eq!(given, BTreeMap::from(expected));
 }
 
+#[tokio::test(start_paused = true)]
+async fn several_who_write_at_once_are_committed_together_and_one_alone_waits_for_nothing() {
+    let window = Duration::from_secs(1);
+    let config = Config { commit_group_window_us: window.as_micros() as u64, ..tiny() };
+    let dir = directory();
+    let (store, _) = try_open(dir.path(), &config, Drive::task()).unwrap();
+    // How long, in virtual time, so many puts at once took.
+    let took = async |puts: u8| {
+        let began = Instant::now();
+        let all = apply_all(&store, (0..puts).map(|key| kv([key], value(1, "v"))));
+        tokio::time::timeout(10 * window, all).await.expect("the writer is told of them");
+        began.elapsed()
+    };
+    for _ in 0..3 {
+        assert_eq!(took(1).await, Duration::ZERO, "nobody else writes");
+    }
+    assert_eq!(took(6).await, Duration::ZERO, "nobody had before");
+    assert!(took(1).await >= window, "others may come");
+    assert_eq!(took(1).await, Duration::ZERO, "none came");
+    assert_eq!(took(32).await, Duration::ZERO);
+    assert_eq!(took(32).await, Duration::ZERO, "they are enough");
+    assert!(took(31).await >= window, "they are not");
+
+    let config = Config { durability: Durability::ProcessCrash, ..config };
+    let dir = directory();
+    let (store, _) = try_open(dir.path(), &config, Drive::task()).unwrap();
+    let began = Instant::now();
+    for keys in [0..6, 6..7] {
+        apply_all(&store, keys.map(|key: u8| kv([key], value(1, "v")))).await;
+    }
+    assert_eq!(began.elapsed(), Duration::ZERO, "there is no fsync to be spared");
+}
+
 /// Columns 00 to 99, some rewritten, in data.db, frozen and memtable; beside them other tables and partitions.
 #[tokio::test]
 async fn slices_run_across_memtable_frozen_and_base() {

@@ -1,0 +1,71 @@
+//! When the log's writer takes its next batch: at once, unless several write at the same time.
+//!
+//! A commit costs about the same whatever is in it: an fsync, whole pages, wake-ups on each replica. If it begins as soon as the last
+//! one ended it carries only those who were answered before the others, and the others go with the next. So while several write,
+//! commits begin a window apart, in which the rest comes; whoever writes alone waits for nothing. Cassandra calls that
+//! `commitlog_sync: group`, PostgreSQL `commit_delay` with `commit_siblings`.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+/// A commit of fewer was not several writing at once: another may follow right behind.
+const SEVERAL: usize = 6;
+
+/// So many are worth a commit, however soon after the last.
+pub(super) const ENOUGH: usize = 32;
+
+/// Keeps the commits of a log apart.
+pub(super) struct Group {
+    window: Duration,
+    /// When the last commit began that carried several.
+    began: Option<Instant>,
+}
+
+impl Group {
+    /// Commits of several begin so far apart, unless [`ENOUGH`] wait.
+    pub fn new(window: Duration) -> Group {
+        Group { window, began: None }
+    }
+
+    /// A commit of so many requests begins.
+    pub fn begins(&mut self, requests: usize) {
+        self.began = (requests >= SEVERAL).then(Instant::now);
+    }
+
+    /// What is left of the window.
+    pub fn rest(&self) -> Option<Duration> {
+        let rest = self.window.saturating_sub(self.began?.elapsed());
+        (!rest.is_zero()).then_some(rest)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn commits_of_several_are_kept_apart_and_others_are_not() {
+        let window = Duration::from_millis(10);
+        let mut group = Group::new(window);
+        assert_eq!(group.rest(), None);
+        group.begins(SEVERAL - 1);
+        assert_eq!(group.rest(), None);
+        group.begins(SEVERAL);
+        assert_eq!(group.rest(), Some(window));
+        tokio::time::advance(Duration::from_millis(4)).await;
+        assert_eq!(group.rest(), Some(Duration::from_millis(6)));
+        tokio::time::advance(Duration::from_millis(6)).await;
+        assert_eq!(group.rest(), None);
+        group.begins(SEVERAL);
+        group.begins(1);
+        assert_eq!(group.rest(), None, "now somebody writes alone");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn without_a_window_nothing_waits() {
+        let mut group = Group::new(Duration::ZERO);
+        group.begins(1_000);
+        assert_eq!(group.rest(), None);
+    }
+}
