@@ -73,14 +73,18 @@ pub(super) struct Writer {
 
 /// An answer on its way to who asked.
 pub(super) enum Given {
-    Apply(AnswerTo<ApplyAnswer>, ApplyAnswer),
+    /// With what was applied: it was allocated over there, and freeing what another thread allocated costs more.
+    Apply(AnswerTo<ApplyAnswer>, ApplyAnswer, Option<Arc<Mutation>>),
     Done(AnswerTo<Result<(), Failure>>, Result<(), Failure>),
 }
 
 impl Given {
     fn give(self) {
         match self {
-            Given::Apply(to, answer) => to.send(answer),
+            Given::Apply(to, answer, applied) => {
+                to.send(answer);
+                drop(applied);
+            }
             Given::Done(to, answer) => to.send(answer),
         }
     }
@@ -158,7 +162,7 @@ impl Writer {
                 Request::Apply { origin, mutation, to } if suspect(&mutation) => {
                     match self.admit_one(origin, mutation) {
                         Ok(mutation) => admitted.push(Request::Apply { origin, mutation, to }),
-                        Err(answer) => given.push(Given::Apply(to, answer)),
+                        Err(answer) => given.push(Given::Apply(to, answer, None)),
                     }
                 }
                 request => admitted.push(request),
@@ -309,7 +313,7 @@ impl Writer {
         let mut given = Vec::with_capacity(batch.len());
         for request in batch {
             match request {
-                Request::Apply { to, .. } => {
+                Request::Apply { to, mutation, .. } => {
                     stats.mutations_applied.count();
                     let answer = match behind.next().expect("one entry a mutation") {
                         None => ApplyAnswer::Applied,
@@ -318,7 +322,7 @@ impl Writer {
                             ApplyAnswer::Behind(stamp)
                         }
                     };
-                    given.push(Given::Apply(to, answer));
+                    given.push(Given::Apply(to, answer, Some(mutation)));
                 }
                 Request::Hint { to, .. } | Request::ForgetHints { to, .. } | Request::Barrier { to } => {
                     given.push(Given::Done(to, Ok(())))
@@ -360,7 +364,7 @@ impl Writer {
         let refused = batch.iter().filter(|request| mutation(request).is_some()).count();
         self.shared.stats.mutations_refused.add(refused as u64);
         let refuse = |request| match request {
-            Request::Apply { to, .. } => Some(Given::Apply(to, ApplyAnswer::Failed(failure.clone()))),
+            Request::Apply { to, .. } => Some(Given::Apply(to, ApplyAnswer::Failed(failure.clone()), None)),
             Request::Hint { to, .. } | Request::ForgetHints { to, .. } | Request::Barrier { to } => {
                 Some(Given::Done(to, Err(failure.clone())))
             }
