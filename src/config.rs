@@ -289,10 +289,10 @@ settings! {
         log_queue_mutations_max: usize = 65_536, 1 to 100_000_000;
         /// Bytes waiting for the commit log; past it: overloaded.
         log_queue_bytes_max: usize = 67_108_864, 1_000_000 to 1_000_000_000_000;
-        /// Microseconds between the beginnings of two transactions of the commit log while several clients write at once, unless
-        /// 32 requests wait: fewer fsyncs, so that more is written, and sooner. Whoever writes alone waits for nothing. With
-        /// "process-crash" there is no fsync, and so no window. 0: a transaction begins as soon as the last one ended.
-        commit_group_window_us: u64 = 700, 0 to 1_000_000;
+        /// After a transaction of the commit log with 6 requests or more the next begins at least so many microseconds later than
+        /// it did, unless 32 wait: fewer fsyncs, so that more is written, and sooner. Who writes one after the other waits for
+        /// nothing. With "process-crash" there is no fsync, and so no window. 0: a transaction begins as soon as the last one ended.
+        commit_group_window_us: u64 = 700, 0 to 100_000;
         /// Mutations of one transaction of the commit log: what has come until it begins, at most this many.
         commit_batch_mutations_max: usize = 4_096, 1 to 1_000_000;
         /// Bytes of one transaction of the commit log.
@@ -396,7 +396,7 @@ impl Config {
         Duration::from_millis(self.read_timeout_ms)
     }
 
-    /// Time between the beginnings of two commits while several write at once.
+    /// Time between the beginnings of two commits while several requests are written at once.
     pub fn commit_window(&self) -> Duration {
         match self.durability {
             Durability::PowerLoss => Duration::from_micros(self.commit_group_window_us),

@@ -1,18 +1,20 @@
-//! When the log's writer takes its next batch: at once, unless several write at the same time.
+//! When the log's writer takes its next batch: at once, unless several requests are written at the same time.
 //!
 //! A commit costs about the same whatever is in it: an fsync, whole pages, wake-ups on each replica. If it begins as soon as the last
-//! one ended it carries only those who were answered before the others, and the others go with the next. So while several write,
-//! commits begin a window apart, in which the rest comes; whoever writes alone waits for nothing. Cassandra calls that
-//! `commitlog_sync: group`, PostgreSQL `commit_delay` with `commit_siblings`.
+//! one ended it carries only those who were answered before the others, and the others go with the next. So after a commit of
+//! several requests the next begins a window later, in which the rest comes; who writes one after the other waits for nothing.
+//! Cassandra calls that `commitlog_sync: group`, PostgreSQL `commit_delay` with `commit_siblings`.
+//!
+//! Not here: what fills a transaction or the queue, and is not kept waiting either (`queue`).
 
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// A commit of fewer was not several writing at once: another may follow right behind.
-const SEVERAL: usize = 6;
+/// A commit of fewer requests was not several at once: another may follow right behind.
+pub(super) const SEVERAL: usize = 6;
 
-/// So many are worth a commit, however soon after the last.
+/// So many requests are worth a commit, however soon after the last.
 pub(super) const ENOUGH: usize = 32;
 
 /// Keeps the commits of a log apart.
@@ -23,7 +25,7 @@ pub(super) struct Group {
 }
 
 impl Group {
-    /// Commits of several begin so far apart, unless [`ENOUGH`] wait.
+    /// After a commit of several requests the next begins so much later, unless [`ENOUGH`] wait.
     pub fn new(window: Duration) -> Group {
         Group { window, began: None }
     }

@@ -123,14 +123,21 @@ impl Queue {
     pub fn release(&self) -> bool {
         let mut waiting = self.waiting.lock().expect("no panic while it is held");
         waiting.released = waiting.requests.len();
-        waiting.released >= waiting.enough
+        self.has_enough(&waiting)
     }
 
-    /// From now on whoever takes is to be told of so many and no fewer. True if they are there.
+    /// From now on whoever takes is to be told of so many and no fewer, but for what fills a transaction or half of the queue.
+    /// True if they are there.
     pub fn tell_of(&self, enough: usize) -> bool {
         let mut waiting = self.waiting.lock().expect("no panic while it is held");
         waiting.enough = enough;
-        waiting.released >= enough
+        self.has_enough(&waiting)
+    }
+
+    fn has_enough(&self, waiting: &Waiting) -> bool {
+        let Waiting { released, enough, bytes, .. } = *waiting;
+        released >= enough.min(self.batch_mutations_max).min(self.mutations_max.div_ceil(2))
+            || (released > 0 && bytes >= self.batch_bytes_max.min(self.bytes_max / 2))
     }
 
     /// The next batch: all that was released, up to the bounds of a transaction, and at least one of it, if there is any.
@@ -175,6 +182,31 @@ impl Queue {
 mod tests {
     use super::*;
     use crate::answer::{Answers, NodeId};
+
+    #[test]
+    fn what_fills_a_transaction_or_half_of_the_queue_is_enough() {
+        let config = |change: fn(&mut Config)| {
+            let mut config = Config::default();
+            change(&mut config);
+            config
+        };
+        let default = Config::default();
+        let batch = config(|config| config.commit_batch_mutations_max = 3);
+        let queue = config(|config| config.log_queue_mutations_max = 5);
+        let bytes = config(|config| config.commit_batch_bytes_max = 3 * size_of::<Request>());
+        let room = config(|config| config.log_queue_bytes_max = 6 * size_of::<Request>());
+        for (config, enough) in [(default, 8), (batch, 3), (queue, 3), (bytes, 3), (room, 3)] {
+            let queue = Queue::new(&config);
+            let mut answers = Answers::default();
+            assert!(!queue.tell_of(8), "there are none");
+            for number in 1..=4 {
+                assert!(queue.push(Request::Barrier { to: answers.expect(NodeId(0)) }).is_ok());
+                assert_eq!(queue.release(), number >= enough);
+                assert_eq!(queue.tell_of(8), number >= enough);
+            }
+            assert!(queue.tell_of(1));
+        }
+    }
 
     #[test]
     fn only_what_was_released_is_taken() {

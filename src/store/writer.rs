@@ -61,7 +61,7 @@ pub(super) struct Writer {
     mark: Option<Mark>,
     memtable_bytes_max: usize,
     log_bytes_max: usize,
-    /// To the task that gives the answers. Unbounded, but never more than callers wait for.
+    /// To the task that gives the answers. Unbounded, but never more than callers wait for, and what they wrote.
     answers: mpsc::UnboundedSender<Vec<Given>>,
     /// Not before this are rows forgotten by themselves.
     forget_at: Instant,
@@ -73,7 +73,7 @@ pub(super) struct Writer {
 
 /// An answer on its way to who asked.
 pub(super) enum Given {
-    /// With what was applied: it was allocated over there, and freeing what another thread allocated costs more.
+    /// With what was applied: most of it was allocated over there, and freeing what another thread allocated costs more.
     Apply(AnswerTo<ApplyAnswer>, ApplyAnswer, Option<Arc<Mutation>>),
     Done(AnswerTo<Result<(), Failure>>, Result<(), Failure>),
 }

@@ -127,6 +127,11 @@ impl Plan {
             // Of one server: two would be all copies of a write at QUORUM.
             plan.faults.push((r.u64(1_000..LONG_MS), lost_files(r, nodes)));
         }
+        // Decided last, so that a seed says of all else what it always did.
+        plan.config.commit_group_window_us = *pick(r, &[0, plan.config.commit_group_window_us, 50_000]);
+        if r.u8(..4) == 0 {
+            plan.config.commit_batch_mutations_max = 8; // of several, and filled by fewer than are enough
+        }
         plan
     }
 
@@ -175,7 +180,6 @@ fn config(r: &mut fastrand::Rng, replication_factor: usize) -> Config {
         log_bytes_max: 2 * memtable_bytes_max,
         flush_transaction_cells: *pick(r, &[1, 70, 2_000]),
         wal_autocheckpoint_pages: *pick(r, &[10, 30, 1_000]),
-        commit_group_window_us: *pick(r, &[0, defaults.commit_group_window_us, 50_000]),
         commit_batch_mutations_max: *pick(r, &[1, 3, 4_096]),
         handoff_batch_mutations: *pick(r, &[1, 5, 512]),
         write_timeout_ms: *pick(r, &[300, 2_000]),
