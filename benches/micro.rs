@@ -288,7 +288,8 @@ fn merge_all(memory: &mut memtable::Memory, stamp: i64) {
     for keys in keys.chunks(250) {
         let places = memory.find(keys);
         for (key, place) in keys.iter().zip(places) {
-            black_box(memory.merge(key.clone(), place, &value_cell(stamp), None));
+            let new = memtable::Prepared { key: key.clone(), place, cell: &value_cell(stamp), packed: None };
+            black_box(memory.merge(new));
         }
     }
 }

@@ -30,6 +30,16 @@ pub(super) type PackedCell = Box<[u8]>;
 /// With its engine key.
 pub(super) type Packed = (Key, PackedCell);
 
+/// A committed cell on its way into the memtable.
+pub(super) struct Prepared<'a, V> {
+    pub key: Key,
+    /// Where the key is looked for first ([`Memory::find`]).
+    pub place: Place,
+    pub cell: &'a Cell<V>,
+    /// The same, if it was packed before ([`pack_if_long`]).
+    pub packed: Option<PackedCell>,
+}
+
 /// Sorted cells, by engine key.
 #[derive(Default)]
 pub(super) struct Memtable {
@@ -91,25 +101,19 @@ impl Memory {
         self.active.cells.find(keys)
     }
 
-    /// Merges one committed cell, whose key is looked for in `place` first. `packed`: the same, if it was packed before
-    /// ([`pack_if_long`]). `Some` if a cell held in memory wins: the stamp of the newest.
-    pub fn merge<V: AsRef<[u8]>>(
-        &mut self,
-        key: Key,
-        place: Place,
-        cell: &Cell<V>,
-        packed: Option<PackedCell>,
-    ) -> Option<Stamp> {
-        self.logged_bytes += entry_bytes(&key, cell.encoded_len());
+    /// Merges one committed cell. `Some` if a cell held in memory wins: the stamp of the newest.
+    pub fn merge<V: AsRef<[u8]>>(&mut self, new: Prepared<'_, V>) -> Option<Stamp> {
+        let Prepared { key, cell, .. } = &new;
+        self.logged_bytes += entry_bytes(key, cell.encoded_len());
         if let Some(frozen) = &self.frozen
-            && let Some(held) = frozen.table.get(&key)
+            && let Some(held) = frozen.table.get(key)
             && held.order(cell) != Ordering::Less
         {
             // It need not be kept beside the frozen one. A still newer one may be active.
-            let newest = self.get(&key).expect("the frozen one is there");
+            let newest = self.get(key).expect("the frozen one is there");
             return (newest.order(cell) == Ordering::Greater).then_some(newest.stamp);
         }
-        self.active.merge(key, place, cell, packed)
+        self.active.merge(new)
     }
 
     /// The newest version in memory.
@@ -149,26 +153,21 @@ impl Memtable {
     }
 
     /// Merges one cell. `Some` if the cell held wins: its stamp.
-    fn merge<V: AsRef<[u8]>>(
-        &mut self,
-        key: Key,
-        place: Place,
-        cell: &Cell<V>,
-        packed: Option<PackedCell>,
-    ) -> Option<Stamp> {
+    fn merge<V: AsRef<[u8]>>(&mut self, new: Prepared<'_, V>) -> Option<Stamp> {
+        let Prepared { key, place, cell, packed } = new;
         match self.cells.get_mut(&key, place) {
-            Ok(held) => {
-                let Cell { stamp, .. } = unpack(held);
-                match unpack(held).order(cell) {
-                    Ordering::Greater => return Some(stamp),
+            Ok(old) => {
+                let held = unpack(old);
+                match held.order(cell) {
+                    Ordering::Greater => return Some(held.stamp),
                     Ordering::Equal => return None,
                     Ordering::Less => {
-                        self.bytes = self.bytes - held.len() + cell.encoded_len();
+                        self.bytes = self.bytes - old.len() + cell.encoded_len();
                         match packed {
-                            Some(packed) => *held = packed,
+                            Some(packed) => *old = packed,
                             // As most are that are written again and again.
-                            None if held.len() == cell.encoded_len() => cell.encode(&mut &mut held[..]),
-                            None => *held = pack(cell),
+                            None if old.len() == cell.encoded_len() => cell.encode(&mut &mut old[..]),
+                            None => *old = pack(cell),
                         }
                     }
                 }
@@ -269,7 +268,8 @@ mod tests {
             let key = [Key::from(key)];
             let place = self.find(&key)[0];
             let [key] = key;
-            self.merge(key, place, &value(stamp, text), pack_if_long(&value(stamp, text)))
+            let cell = &value(stamp, text);
+            self.merge(Prepared { key, place, cell, packed: pack_if_long(cell) })
         }
     }
 

@@ -27,7 +27,7 @@ use super::drive::{Turn, Worker};
 use super::group::{ENOUGH, Group};
 use super::hint_log::HintChange;
 use super::mark::Mark;
-use super::memtable::{PackedCell, pack_if_long};
+use super::memtable::{PackedCell, Prepared, pack_if_long};
 use super::pace;
 use super::queue::Request;
 use super::ranges::{Admission, Origin};
@@ -267,9 +267,9 @@ impl Writer {
             for mutation in now {
                 // Takes as many as it has cells: `zip` asks for a cell first, and for no more once there is none.
                 let cells = mutation.cells.iter().zip(prepared.by_ref());
-                let merged = cells
-                    .filter_map(|((_, cell), ((key, place), packed))| memory.merge(key, place, cell, packed));
-                behind.push(merged.max());
+                let cells =
+                    cells.map(|((_, cell), ((key, place), packed))| Prepared { key, place, cell, packed });
+                behind.push(cells.filter_map(|cell| memory.merge(cell)).max());
             }
             rest = later;
         }
