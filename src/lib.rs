@@ -11,6 +11,7 @@ pub mod mutation;
 pub mod slice;
 
 // What would tie the code to one machine, and every number.
+pub mod causes;
 pub mod clock;
 pub mod config;
 pub mod cut;

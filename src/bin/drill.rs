@@ -7,6 +7,7 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::Parser;
+use tetrachord::causes;
 use tetrachord::drill::{self, DrillError, Options};
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -71,7 +72,7 @@ fn main() -> ExitCode {
     match run(arguments) {
         Ok(code) => code,
         Err(error) => {
-            eprintln!("drill: {error:#}");
+            eprintln!("drill: {}", causes::text(&error));
             let finding = error.downcast_ref::<DrillError>().is_some_and(DrillError::is_finding);
             ExitCode::from(if finding { 1 } else { 2 })
         }

@@ -4,13 +4,14 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::{anyhow, bail};
+use anyhow::{Context, bail};
 use clap::Parser;
 use tetrachord::answer::NodeId;
+use tetrachord::causes;
 use tetrachord::config::Config;
 use tetrachord::node::{Node, NodeOptions};
 use tetrachord::nodes::Nodes;
-use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::signal::unix::{SignalKind, signal};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -48,7 +49,7 @@ fn main() -> ExitCode {
     match run(Arguments::parse()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("server: {error}"); // which names its cause
+            eprintln!("server: {}", causes::text(&error));
             ExitCode::from(2)
         }
     }
@@ -70,17 +71,12 @@ fn run(arguments: Arguments) -> anyhow::Result<()> {
         1 => tokio::runtime::Builder::new_current_thread().enable_all().build(),
         threads => tokio::runtime::Builder::new_multi_thread().worker_threads(threads).enable_all().build(),
     };
-    let runtime = runtime.map_err(|source| anyhow!("cannot start the runtime: {source}"))?;
-    runtime.block_on(serve(NodeOptions { config, nodes, id, data }))
-}
-
-fn listen_for(kind: SignalKind, name: &str) -> anyhow::Result<Signal> {
-    signal(kind).map_err(|source| anyhow!("cannot listen for {name}: {source}"))
+    runtime.context("cannot start the runtime")?.block_on(serve(NodeOptions { config, nodes, id, data }))
 }
 
 async fn serve(options: NodeOptions) -> anyhow::Result<()> {
-    let mut terminate = listen_for(SignalKind::terminate(), "SIGTERM")?;
-    let mut interrupt = listen_for(SignalKind::interrupt(), "SIGINT")?;
+    let mut terminate = signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for SIGINT")?;
     let node = Node::start(options).await?;
     tokio::select! {
         biased; // either ends the server

@@ -19,6 +19,7 @@ use std::time::Duration;
 use anyhow::Context;
 use tokio::time::Instant;
 
+use crate::causes;
 use crate::client::text;
 use crate::nodes::Nodes;
 
@@ -63,7 +64,7 @@ pub async fn run(options: &Options) -> u8 {
     match run_to_end(options).await {
         Ok(exit_code) => exit_code,
         Err(error) => {
-            eprintln!("stress: {error:#}");
+            eprintln!("stress: {}", causes::text(&error));
             WRONG_USE
         }
     }
