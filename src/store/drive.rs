@@ -8,6 +8,8 @@ use std::time::Duration;
 
 use tokio::sync::{Notify, oneshot};
 
+use super::courtesy::Courtesy;
+
 /// How the writer and the flusher are driven.
 #[derive(Clone)]
 pub enum Drive {
@@ -40,6 +42,11 @@ pub(super) enum Turn {
 pub(super) trait Worker: Send + 'static {
     /// Does one piece of work. Never waits for anything but the disk.
     fn turn(&mut self) -> Turn;
+
+    /// True if those who are ready are likely to have more work for it: they go first after a wait.
+    fn gives_way(&self) -> bool {
+        false
+    }
 }
 
 /// Wakes a worker that waits. Ringing while it works makes it look again.
@@ -176,10 +183,16 @@ pub(super) fn start(
 }
 
 fn turns(worker: &mut impl Worker, bell: &Bell) {
+    let mut courtesy = Courtesy::default();
     loop {
         match worker.turn() {
             Turn::Again => {}
-            Turn::Wait(timeout) => bell.wait(timeout),
+            Turn::Wait(timeout) => {
+                bell.wait(timeout);
+                if worker.gives_way() {
+                    courtesy.give_way();
+                }
+            }
             Turn::Ended => return,
         }
     }

@@ -35,6 +35,11 @@ impl Group {
         self.began = (requests >= SEVERAL).then(Instant::now);
     }
 
+    /// True if several requests are written at the same time: the last commit carried so many.
+    pub fn are_several(&self) -> bool {
+        self.began.is_some()
+    }
+
     /// What is left of the window.
     pub fn rest(&self) -> Option<Duration> {
         let rest = self.window.saturating_sub(self.began?.elapsed());
@@ -52,9 +57,9 @@ mod tests {
         let mut group = Group::new(window);
         assert_eq!(group.rest(), None);
         group.begins(SEVERAL - 1);
-        assert_eq!(group.rest(), None);
+        assert_eq!((group.rest(), group.are_several()), (None, false));
         group.begins(SEVERAL);
-        assert_eq!(group.rest(), Some(window));
+        assert_eq!((group.rest(), group.are_several()), (Some(window), true));
         tokio::time::advance(Duration::from_millis(4)).await;
         assert_eq!(group.rest(), Some(Duration::from_millis(6)));
         tokio::time::advance(Duration::from_millis(6)).await;

@@ -27,6 +27,7 @@ mod block;
 mod cell_cache;
 mod collect;
 mod commit_log;
+mod courtesy;
 mod disk;
 mod drive;
 mod filter;

@@ -3,9 +3,9 @@
 //!   queue ─► log.db (one fsync for the whole batch) ─► memtable ─► answers, all with one wake-up ─► checkpoint, if due
 //!
 //! A cell is in the memtable only if the log has it, so replay after a crash returns every acknowledged cell. A batch is what
-//! had arrived when the last fsync ended or, while several write at once, a little later (`group`). Rows that are flushed are
-//! forgotten along with others that are written, or, once nobody has written for a while, by themselves, with rests in which
-//! somebody may.
+//! had arrived when the last fsync ended or, while several write at once, a little later (`group`, `courtesy`). Rows that are
+//! flushed are forgotten along with others that are written, or, once nobody has written for a while, by themselves, with
+//! rests in which somebody may.
 //!
 //! When the log fails:
 //!   - no space, or somebody's lock: the transaction is undone, everybody in it hears *refused, nothing was stored*, and
@@ -516,6 +516,10 @@ impl Worker for Writer {
             return self.forget_or_wait();
         }
         self.wait_or_end(None)
+    }
+
+    fn gives_way(&self) -> bool {
+        self.group.are_several()
     }
 }
 
