@@ -32,11 +32,11 @@ impl Group {
 
     /// A commit of so many requests begins.
     pub fn begins(&mut self, requests: usize) {
-        self.began = (requests >= SEVERAL).then(Instant::now);
+        self.began = (requests >= SEVERAL && !self.window.is_zero()).then(Instant::now);
     }
 
-    /// True if several requests are written at the same time: the last commit carried so many.
-    pub fn are_several(&self) -> bool {
+    /// True if the next commit is kept apart from the last, which carried several; never without a window.
+    pub fn keeps_apart(&self) -> bool {
         self.began.is_some()
     }
 
@@ -57,9 +57,9 @@ mod tests {
         let mut group = Group::new(window);
         assert_eq!(group.rest(), None);
         group.begins(SEVERAL - 1);
-        assert_eq!((group.rest(), group.are_several()), (None, false));
+        assert_eq!((group.rest(), group.keeps_apart()), (None, false));
         group.begins(SEVERAL);
-        assert_eq!((group.rest(), group.are_several()), (Some(window), true));
+        assert_eq!((group.rest(), group.keeps_apart()), (Some(window), true));
         tokio::time::advance(Duration::from_millis(4)).await;
         assert_eq!(group.rest(), Some(Duration::from_millis(6)));
         tokio::time::advance(Duration::from_millis(6)).await;
@@ -73,6 +73,6 @@ mod tests {
     async fn without_a_window_nothing_waits() {
         let mut group = Group::new(Duration::ZERO);
         group.begins(1_000);
-        assert_eq!(group.rest(), None);
+        assert_eq!((group.rest(), group.keeps_apart()), (None, false));
     }
 }

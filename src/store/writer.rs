@@ -519,7 +519,7 @@ impl Worker for Writer {
     }
 
     fn gives_way(&self) -> bool {
-        self.group.are_several()
+        self.group.keeps_apart()
     }
 }
 
