@@ -47,6 +47,7 @@ pub(super) const FORMAT: Format = Format {
         ],
         &["CREATE TABLE long_cells(id INTEGER PRIMARY KEY, cell BLOB NOT NULL, checksum INTEGER NOT NULL)"],
         sstable::SCHEMA,
+        sstable::MORE_SCHEMA,
     ],
 };
 
@@ -238,7 +239,7 @@ impl Base {
     fn block<'a>(&self, row: &'a Row<'_>) -> Result<&'a [u8], StoreError> {
         let first = sqlite::blob(row, sstable::FIRST).unwrap_or_default();
         let block = sqlite::blob(row, sstable::CELLS).unwrap_or_default();
-        if sqlite::integer(row, sstable::CHECKSUM) == Some(cell_checksum(first, block)) {
+        if is_stored(sqlite::integer(row, sstable::CHECKSUM), cell_checksum(first, block)) {
             return Ok(block);
         }
         Err(self.damaged(format!("the cells from key x'{}' on fail their checksum", hex(first))))
@@ -438,7 +439,7 @@ impl Base {
         let key = sqlite::blob(row, 0).unwrap_or_default();
         let shown = match sqlite::integer(row, 1) {
             None => checked(key, sqlite::blob(row, 1), sqlite::integer(row, 2)).map(|cell| look(key, cell)),
-            Some(id) if sqlite::integer(row, 2) == Some(id_checksum(key, id)) => {
+            Some(id) if is_stored(sqlite::integer(row, 2), id_checksum(key, id)) => {
                 let mut statement = connection.prepare_cached(READ_LONG).map_err(reading)?;
                 let mut rows = statement.query([id]).map_err(reading)?;
                 let row = rows.next().map_err(reading)?;
@@ -459,20 +460,31 @@ fn newer(a: Option<Cell>, b: Option<Cell>) -> Option<Cell> {
 }
 
 fn checked<'a>(key: &[u8], cell: Option<&'a [u8]>, checksum: Option<i64>) -> Option<Cell<&'a [u8]>> {
-    let cell = cell.filter(|cell| checksum == Some(cell_checksum(key, cell)))?;
+    let cell = cell.filter(|cell| is_stored(checksum, cell_checksum(key, cell)))?;
     Cell::decode(cell).ok()
 }
 
-pub(super) fn id_checksum(key: &[u8], id: i64) -> i64 {
+pub(super) fn id_checksum(key: &[u8], id: i64) -> u32 {
     cell_checksum(key, &id.to_be_bytes())
 }
 
-pub(super) fn cell_checksum(key: &[u8], cell: &[u8]) -> i64 {
+pub(super) fn cell_checksum(key: &[u8], cell: &[u8]) -> u32 {
     let mut hasher = crc32fast::Hasher::new();
     hasher.update(&(key.len() as u32).to_be_bytes());
     hasher.update(key);
     hasher.update(cell);
-    i64::from(hasher.finalize())
+    hasher.finalize()
+}
+
+/// A checksum as rows have it. With a sign it takes four bytes, so that a cell may be overwritten where it is by one of the
+/// same length; without, every other one takes six.
+pub(super) fn stored(checksum: u32) -> i64 {
+    i64::from(checksum.cast_signed())
+}
+
+/// True if that is the checksum of a row. Formats 1 to 3 have it without a sign.
+pub(super) fn is_stored(found: Option<i64>, checksum: u32) -> bool {
+    found.is_some_and(|found| found == stored(checksum) || found == i64::from(checksum))
 }
 
 /// The first bytes of a key as people read them.

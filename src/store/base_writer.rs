@@ -20,11 +20,11 @@ use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::Arc;
 
-use rusqlite::Connection;
+use rusqlite::{CachedStatement, Connection};
 
 use super::base::{
     Base, CELLS_LARGEST_STAMP, FILE, FLUSHED_UPTO, FORMAT, Found, LARGEST_STAMP, Source, cell_checksum,
-    id_checksum,
+    id_checksum, is_stored, stored,
 };
 use super::block::{self, BlockBuilder};
 use super::disk::Disk;
@@ -52,7 +52,7 @@ const AT_ONCE_TIMES: u64 = 4;
 
 /// Sstables from which on they are compacted, however few cells they have for each page of `cells`: each takes some
 /// memory for its filter, and its share of every walk.
-const COMPACTED_AT: usize = 6;
+const COMPACTED_AT: usize = 12;
 
 /// The writing side.
 pub(super) struct BaseWriter {
@@ -65,7 +65,7 @@ pub(super) struct BaseWriter {
     /// The most bytes of a key and its cell that fit a row within its page.
     short_bytes_max: usize,
     /// Some cell may lie in long_cells.
-    has_long: bool,
+    has_long: std::cell::Cell<bool>,
     /// Those that are whole, in no order.
     sstables: Vec<Arc<SsTable>>,
     /// Slots of none whose tables have rows.
@@ -142,7 +142,7 @@ pub(super) fn open(dir: &Path, config: &Config, disk: &Disk) -> Result<BaseWrite
         flushed_upto,
         page_bytes,
         short_bytes_max: short_bytes_max(page_bytes),
-        has_long,
+        has_long: std::cell::Cell::new(has_long),
         sstables: tables,
         to_clear,
         cells_largest,
@@ -225,7 +225,7 @@ impl BaseWriter {
         let Some((rest, id)) = rest.flatten() else { return Ok(()) };
         let written = match rest.filled() {
             Some((first, block)) => {
-                let row = (first, block, cell_checksum(first, block), id);
+                let row = (first, block, stored(cell_checksum(first, block)), id);
                 self.connection.prepare_cached(&table.replace).and_then(|mut replace| replace.execute(row))
             }
             None => self.connection.prepare_cached(&table.delete).and_then(|mut delete| delete.execute([id])),
@@ -363,7 +363,9 @@ impl BaseWriter {
         let path = self.base.path().to_owned();
         let reading = |source| StoreError::reading(&path, source);
         sqlite::run(&self.connection, "BEGIN IMMEDIATE").map_err(reading)?;
+        let mut put = self.connection.prepare_cached(PUT).map_err(reading)?;
         let (mut block, mut before) = (BlockBuilder::new(self.page_bytes), None);
+        let mut largest = Stamp(i64::MIN);
         for (key, cell) in cells {
             match &mut flush.sstable {
                 Some(sstable) if !self.is_long(key, cell) => {
@@ -374,13 +376,13 @@ impl BaseWriter {
                     }
                 }
                 _ => {
-                    self.put_if_newer(key, cell, flush.known)?;
-                    let stamp = unpack(cell).stamp;
-                    self.cells_largest = self.cells_largest.max(stamp);
-                    self.put_beside = self.put_beside.max(stamp);
+                    self.put_if_newer(&mut put, key, cell, flush.known)?;
+                    largest = largest.max(unpack(cell).stamp);
                 }
             }
         }
+        self.cells_largest = self.cells_largest.max(largest);
+        self.put_beside = self.put_beside.max(largest);
         if let Some(sstable) = &flush.sstable {
             self.append(sstable, &mut block).map_err(reading)?;
         }
@@ -398,7 +400,7 @@ impl BaseWriter {
     /// Writes a block, if there is something in it, and begins the next.
     fn append(&self, sstable: &SsTable, block: &mut BlockBuilder) -> rusqlite::Result<()> {
         if let Some((first, cells)) = block.filled() {
-            let row = (first, cells, cell_checksum(first, cells));
+            let row = (first, cells, stored(cell_checksum(first, cells)));
             self.connection.prepare_cached(&sstable.table().append)?.execute(row)?;
             block.clear();
         }
@@ -482,8 +484,9 @@ impl BaseWriter {
         let reading = |source| StoreError::reading(&path, source);
         sqlite::run(&self.connection, "BEGIN IMMEDIATE").map_err(reading)?;
         self.note_cells_largest().map_err(reading)?;
+        let mut put = self.connection.prepare_cached(PUT).map_err(reading)?;
         for (key, cell) in cells {
-            self.put_if_newer(key, cell, compaction.known.max(self.put_beside))?;
+            self.put_if_newer(&mut put, key, cell, compaction.known.max(self.put_beside))?;
         }
         for slot in compaction.slots.iter().filter(|_| last) {
             SsTable::delete(*slot, &self.connection).map_err(reading)?;
@@ -503,14 +506,20 @@ impl BaseWriter {
         Ok((pages * self.page_bytes as u64).saturating_sub(sstables))
     }
 
-    /// Writes a cell to `cells`, unless that has it, or one that wins against it; `known`: no cell there that this could be
-    /// has a larger stamp.
-    fn put_if_newer(&mut self, key: &[u8], cell: &[u8], known: Stamp) -> Result<(), StoreError> {
+    /// Writes a cell to `cells` by `put`, a prepared [`PUT`], unless that has it, or one that wins against it; `known`: no cell
+    /// there that this could be has a larger stamp.
+    fn put_if_newer(
+        &self,
+        put: &mut CachedStatement<'_>,
+        key: &[u8],
+        cell: &[u8],
+        known: Stamp,
+    ) -> Result<(), StoreError> {
         let newest = unpack(cell);
         if newest.stamp <= known && self.holds_as_new(key, &newest)? {
             return Ok(());
         }
-        self.put(key, cell).map_err(|source| self.reading(source))
+        self.put(put, key, cell).map_err(|source| self.reading(source))
     }
 
     /// True if `cells` has that cell under the key, or one that wins against it.
@@ -520,21 +529,21 @@ impl BaseWriter {
     }
 
     /// Writes a cell in the place of what `cells` has under its key.
-    fn put(&mut self, key: &[u8], cell: &[u8]) -> rusqlite::Result<()> {
-        let checksum = cell_checksum(key, cell);
+    fn put(&self, put: &mut CachedStatement<'_>, key: &[u8], cell: &[u8]) -> rusqlite::Result<()> {
+        let checksum = stored(cell_checksum(key, cell));
         if !self.is_long(key, cell) {
             self.delete_long(key)?;
-            return self.connection.prepare_cached(PUT)?.execute((key, cell, checksum)).map(|_| ());
+            return put.execute((key, cell, checksum)).map(|_| ());
         }
         let replaced = match self.long_id(key)? {
             Some(id) => self.connection.prepare_cached(REPLACE_LONG)?.execute((cell, checksum, id))? == 1,
             None => false,
         };
         if !replaced {
-            self.has_long = true;
+            self.has_long.set(true);
             self.connection.prepare_cached(PUT_LONG)?.execute((cell, checksum))?;
             let id = self.connection.last_insert_rowid();
-            self.connection.prepare_cached(PUT)?.execute((key, id, id_checksum(key, id)))?;
+            put.execute((key, id, stored(id_checksum(key, id))))?;
         }
         Ok(())
     }
@@ -548,14 +557,14 @@ impl BaseWriter {
 
     /// Where in long_cells the cell under a key lies, if it does. A number that fails its checksum is another's, or nobody's.
     fn long_id(&self, key: &[u8]) -> rusqlite::Result<Option<i64>> {
-        if !self.has_long {
+        if !self.has_long.get() {
             return Ok(None);
         }
         let mut statement = self.connection.prepare_cached(READ_ID)?;
         let mut rows = statement.query([key])?;
         let Some(row) = rows.next()? else { return Ok(None) };
         let id = sqlite::integer(row, 0);
-        Ok(id.filter(|id| sqlite::integer(row, 1) == Some(id_checksum(key, *id))))
+        Ok(id.filter(|id| is_stored(sqlite::integer(row, 1), id_checksum(key, *id))))
     }
 
     /// Drops what long_cells has under a key.

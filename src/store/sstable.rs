@@ -24,8 +24,8 @@ use super::filter::Filter;
 use super::sqlite::{self, OpenError};
 use crate::cell::Stamp;
 
-/// How many there can be: those that wait to be compacted, and those flushed while that goes on.
-pub(super) const SLOTS: usize = 12;
+/// How many there can be: those that wait to be compacted, and as many that are flushed while that goes on.
+pub(super) const SLOTS: usize = 24;
 
 macro_rules! block_table {
     ($name:literal) => {
@@ -54,6 +54,22 @@ pub(super) const SCHEMA: &[&str] = &[
     block_table!("sstable_9"),
     block_table!("sstable_10"),
     block_table!("sstable_11"),
+];
+
+/// What format 4 added to data.db: as many more.
+pub(super) const MORE_SCHEMA: &[&str] = &[
+    block_table!("sstable_12"),
+    block_table!("sstable_13"),
+    block_table!("sstable_14"),
+    block_table!("sstable_15"),
+    block_table!("sstable_16"),
+    block_table!("sstable_17"),
+    block_table!("sstable_18"),
+    block_table!("sstable_19"),
+    block_table!("sstable_20"),
+    block_table!("sstable_21"),
+    block_table!("sstable_22"),
+    block_table!("sstable_23"),
 ];
 
 /// The statements on the table of a slot.

@@ -161,6 +161,23 @@ fn a_flush_is_an_sstable_only_where_it_is_small_against_what_is_there() {
     assert_eq!(writer.base().get(key).unwrap(), Some(value(100, [7; 50])), "though every sstable has it");
 }
 
+/// Of four bytes, however it is put: else every other put of a cell of the same length would move its neighbours.
+#[test]
+fn checksums_of_rows_are_of_one_length() {
+    let dir = directory();
+    let mut writer = base_writer::open(dir.path(), &tiny(), &Disk::real()).unwrap();
+    flush(&mut writer, numbered(0..3_000, 1), 1);
+    flush(&mut writer, numbered(0..300, 2), 2);
+    let long = |number: u32| (key::encode(KV_TABLE, &number.to_be_bytes(), b""), value(3, [7; 2_000]));
+    flush(&mut writer, (0..100).map(long), 3);
+    for (table, rows_min) in [("cells", 3_000), ("long_cells", 100), ("sstable_0", 1)] {
+        let sql = format!("SELECT count(*), max(abs(checksum)) FROM {table}");
+        let (rows, largest): (i64, i64) =
+            writer.connection().query_row(&sql, [], |row| Ok((row.get(0)?, row.get(1)?))).unwrap();
+        assert!(rows >= rows_min && largest <= 1 << 31, "{table}: {rows} rows, {largest}");
+    }
+}
+
 /// A killed server leaves rows of a flush that was not done in a table that nobody reads.
 #[test]
 fn what_is_left_of_a_flush_that_did_not_end_is_cleared() {
