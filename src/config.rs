@@ -291,7 +291,8 @@ settings! {
         log_queue_bytes_max: usize = 67_108_864, 1_000_000 to 1_000_000_000_000;
         /// After a transaction of the commit log with 6 requests or more the next begins at least so many microseconds later than
         /// it did, unless 32 wait: fewer fsyncs, so that more is written, and sooner. Who writes one after the other waits for
-        /// nothing. With "process-crash" there is no fsync, and so no window. 0: a transaction begins as soon as the last one ended.
+        /// nothing. With "process-crash" there is no fsync, and so no window. 0: a transaction begins as soon as the last one ended,
+        /// and the log's thread gives way to nobody.
         commit_group_window_us: u64 = 700, 0 to 100_000;
         /// Mutations of one transaction of the commit log: what has come until it begins, at most this many.
         commit_batch_mutations_max: usize = 4_096, 1 to 1_000_000;
@@ -303,6 +304,10 @@ settings! {
         /// Cells of one transaction while a memtable is flushed to data.db, or sstables are compacted there; a tenth of it as long
         /// as there is time.
         flush_transaction_cells: usize = 2_000, 1 to 1_000_000;
+        /// So many sstables are compacted together, or fewer that have a quarter of the large table's bytes. With more of them its
+        /// pages are written less often, and gets have more to look into, and a filter in memory of 12 bits a key each; as many
+        /// again may be flushed meanwhile.
+        compaction_sstables: usize = 12, 1 to 12;
         /// Bytes of cells of data.db that are kept in memory because they were read lately; 0: none.
         cell_cache_bytes: usize = 8_388_608, 0 to 100_000_000_000;
         /// Bytes of SQLite's page cache of each connection to data.db, and of the one that reads hints.

@@ -482,7 +482,7 @@ pub(super) fn stored(checksum: u32) -> i64 {
     i64::from(checksum.cast_signed())
 }
 
-/// True if that is the checksum of a row. Formats 1 to 3 have it without a sign.
+/// True if that is the checksum of a row. Rows that were written by releases of formats 1 to 3 have it without a sign.
 pub(super) fn is_stored(found: Option<i64>, checksum: u32) -> bool {
     found.is_some_and(|found| found == stored(checksum) || found == i64::from(checksum))
 }

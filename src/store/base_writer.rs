@@ -50,10 +50,6 @@ const DELETE_LONG: &str = "DELETE FROM long_cells WHERE id = ?1";
 /// some cells for each page.
 const AT_ONCE_TIMES: u64 = 4;
 
-/// Sstables from which on they are compacted, however few cells they have for each page of `cells`: each takes some
-/// memory for its filter, and its share of every walk.
-const COMPACTED_AT: usize = 12;
-
 /// The writing side.
 pub(super) struct BaseWriter {
     connection: Connection,
@@ -68,6 +64,8 @@ pub(super) struct BaseWriter {
     has_long: std::cell::Cell<bool>,
     /// Those that are whole, in no order.
     sstables: Vec<Arc<SsTable>>,
+    /// So many are compacted, however few cells they have for each page of `cells`.
+    compacted_together: usize,
     /// Slots of none whose tables have rows.
     to_clear: Vec<usize>,
     /// No cell of `cells` has a larger stamp, but for those that the compaction under way has put there, all of which are
@@ -94,6 +92,8 @@ pub(super) struct Flush {
 /// Sstables on their way to `cells`.
 pub(super) struct Compaction {
     slots: Vec<usize>,
+    /// Slots without an sstable when it began.
+    slots_left: usize,
     /// No cell of `cells` had a larger stamp before.
     known: Stamp,
     /// Everything before this engine key is there.
@@ -106,7 +106,7 @@ pub(super) struct Compaction {
 impl Compaction {
     /// How many memtables can become sstables until it is done; at least 1.
     pub fn slots_left(&self) -> usize {
-        (SLOTS - self.slots.len()).max(1)
+        self.slots_left.max(1)
     }
 
     /// Which part of it is done with so many cells more, about: 0 to 1.
@@ -144,6 +144,7 @@ pub(super) fn open(dir: &Path, config: &Config, disk: &Disk) -> Result<BaseWrite
         short_bytes_max: short_bytes_max(page_bytes),
         has_long: std::cell::Cell::new(has_long),
         sstables: tables,
+        compacted_together: config.compaction_sstables,
         to_clear,
         cells_largest,
         compacted_largest: Stamp(i64::MIN),
@@ -411,20 +412,23 @@ impl BaseWriter {
     pub fn compaction_is_due(&self) -> Result<bool, StoreError> {
         let bytes: u64 = self.sstables.iter().map(|sstable| sstable.bytes).sum();
         let large = || Ok(bytes * AT_ONCE_TIMES >= self.cells_bytes()?);
-        Ok(self.sstables.len() >= COMPACTED_AT || !self.sstables.is_empty() && large()?)
+        Ok(self.sstables.len() >= self.compacted_together || !self.sstables.is_empty() && large()?)
     }
 
-    /// Begins to compact the sstables there are. Not while a memtable is being written.
+    /// Begins to compact the sstables there are, or as many as are compacted together: a server that was stopped again and again
+    /// may have more. Not while a memtable is being written.
     pub fn begin_compaction(&mut self) -> Compaction {
+        let compacted = &self.sstables[..self.sstables.len().min(self.compacted_together)];
         let compaction = Compaction {
-            slots: self.sstables.iter().map(|sstable| sstable.slot).collect(),
+            slots: compacted.iter().map(|sstable| sstable.slot).collect(),
+            slots_left: SLOTS - self.sstables.len(),
             known: self.cells_largest,
             next: Vec::new(),
-            cells: self.sstables.iter().map(|sstable| sstable.cells).sum(),
+            cells: compacted.iter().map(|sstable| sstable.cells).sum(),
             cells_done: 0,
         };
         self.compacted_largest =
-            self.sstables.iter().map(|sstable| sstable.largest).fold(Stamp(i64::MIN), Stamp::max);
+            compacted.iter().map(|sstable| sstable.largest).fold(Stamp(i64::MIN), Stamp::max);
         self.put_beside = Stamp(i64::MIN);
         compaction
     }

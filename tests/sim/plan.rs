@@ -180,6 +180,7 @@ fn config(r: &mut fastrand::Rng, replication_factor: usize) -> Config {
         log_bytes_max: 2 * memtable_bytes_max,
         flush_transaction_cells: *pick(r, &[1, 70, 2_000]),
         wal_autocheckpoint_pages: *pick(r, &[10, 30, 1_000]),
+        compaction_sstables: *pick(r, &[2, 4, 12]),
         commit_batch_mutations_max: *pick(r, &[1, 3, 4_096]),
         handoff_batch_mutations: *pick(r, &[1, 5, 512]),
         write_timeout_ms: *pick(r, &[300, 2_000]),

@@ -205,11 +205,15 @@ async fn what_is_not_ours_is_refused_and_not_touched() {
 async fn a_data_db_of_an_earlier_release_is_read_and_written_on() {
     for format in [1, 2, 3] {
         let dir = closed_and_flushed().await;
-        if format < 3 {
-            let mut writer = base_writer::open(dir.path(), &tiny(), &Disk::real()).unwrap();
-            let mut compaction = writer.begin_compaction();
-            while writer.compact(&mut compaction, (100, 100_000)).unwrap().is_continue() {}
+        let mut writer = base_writer::open(dir.path(), &tiny(), &Disk::real()).unwrap();
+        let mut compaction = writer.begin_compaction();
+        while writer.compact(&mut compaction, (100, 100_000)).unwrap().is_continue() {}
+        if format == 3 {
+            let upto = writer.flushed_upto();
+            super::sstables::flush(&mut writer, super::sstables::numbered(0..600, 1), upto);
+            assert_eq!(super::sstables::sstables(&writer), 1);
         }
+        drop(writer);
         as_of_format(&dir, format);
         read_and_write_on(&dir).await;
     }
@@ -222,6 +226,12 @@ fn as_of_format(dir: &TempDir, format: usize) {
     for table in tables.chain(["cells".to_owned(), "long_cells".to_owned()]) {
         meddle(dir, "data.db", &format!("UPDATE {table} SET checksum = checksum & 4294967295"));
     }
+    let data = Connection::open(dir.path().join("data.db")).unwrap();
+    for table in ["cells", "sstable_0"].into_iter().take(if format < 3 { 1 } else { 2 }) {
+        let sql = format!("SELECT max(checksum) > 2147483648 FROM {table}");
+        assert_eq!(data.query_row(&sql, [], |row| row.get(0)), Ok(true), "{table} has none that differ");
+    }
+    drop(data);
     for slot in kept..SLOTS {
         meddle(dir, "data.db", &format!("DROP TABLE sstable_{slot}"));
     }

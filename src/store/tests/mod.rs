@@ -32,6 +32,7 @@ fn tiny() -> Config {
         memtable_bytes_max: 100_000,
         flush_transaction_cells: 50,
         wal_autocheckpoint_pages: 20,
+        compaction_sstables: 6,
         base_cache_bytes: 100_000,
         cell_cache_bytes: 20_000,
         ..Config::default()

@@ -48,7 +48,7 @@ fn at((partition, column): (u8, u8)) -> Vec<u8> {
     key::encode(KV_TABLE, &[partition], &[column][..usize::from(column > 0)])
 }
 
-fn flush(writer: &mut BaseWriter, cells: impl IntoIterator<Item = (Vec<u8>, Cell)>, upto: i64) {
+pub(super) fn flush(writer: &mut BaseWriter, cells: impl IntoIterator<Item = (Vec<u8>, Cell)>, upto: i64) {
     let packed = cells.into_iter().map(|(key, cell)| (key[..].into(), super::super::memtable::pack(&cell)));
     let table = Memtable::from_unsorted(packed.collect());
     let mut flush = writer.begin_flush(&table, upto).unwrap();
@@ -60,7 +60,8 @@ fn flush(writer: &mut BaseWriter, cells: impl IntoIterator<Item = (Vec<u8>, Cell
 
 fn run(steps: Vec<Step>) {
     let dir = directory();
-    let open = || base_writer::open(dir.path(), &tiny(), &Disk::real()).unwrap();
+    let config = Config { compaction_sstables: 3, ..tiny() };
+    let open = || base_writer::open(dir.path(), &config, &Disk::real()).unwrap();
     let mut writer = open();
     let mut model: BTreeMap<Vec<u8>, Cell> = BTreeMap::new();
     let mut compaction = None;
@@ -132,12 +133,12 @@ proptest! {
     }
 }
 
-fn numbered(numbers: std::ops::Range<u32>, stamp: i64) -> Vec<(Vec<u8>, Cell)> {
+pub(super) fn numbered(numbers: std::ops::Range<u32>, stamp: i64) -> Vec<(Vec<u8>, Cell)> {
     let cell = |number: u32| (key::encode(KV_TABLE, &number.to_be_bytes(), b""), value(stamp, [7; 50]));
     numbers.map(cell).collect()
 }
 
-fn sstables(writer: &BaseWriter) -> usize {
+pub(super) fn sstables(writer: &BaseWriter) -> usize {
     writer.base().readers().sstables()
 }
 
@@ -159,6 +160,12 @@ fn a_flush_is_an_sstable_only_where_it_is_small_against_what_is_there() {
     assert!(writer.compaction_is_due().unwrap());
     let key = &numbered(0..1, 0)[0].0;
     assert_eq!(writer.base().get(key).unwrap(), Some(value(100, [7; 50])), "though every sstable has it");
+
+    let mut compaction = writer.begin_compaction();
+    assert_eq!(compaction.slots_left(), 1, "what cannot be divided by");
+    while writer.compact(&mut compaction, (1_000, 1_000_000)).unwrap().is_continue() {}
+    assert_eq!(sstables(&writer), SLOTS - tiny().compaction_sstables, "no more than that at once");
+    assert_eq!(writer.base().get(key).unwrap(), Some(value(100, [7; 50])));
 }
 
 /// Of four bytes, however it is put: else every other put of a cell of the same length would move its neighbours.

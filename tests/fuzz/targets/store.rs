@@ -207,6 +207,7 @@ fn config() -> Config {
         memtable_bytes_max: 100_000,
         flush_transaction_cells: 100,
         wal_autocheckpoint_pages: 20,
+        compaction_sstables: 4,
         base_cache_bytes: 100_000,
         ..Config::default()
     }
