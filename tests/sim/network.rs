@@ -344,24 +344,35 @@ fn exchange(
     call: Call,
 ) -> oneshot::Receiver<Reply> {
     let (reply_to, reply) = oneshot::channel();
-    let twice = net.comes_twice(from, to).then(|| call.clone());
+    let again = net.comes_twice(from, to).then(|| call.clone());
+    let twice = again.is_some();
     tokio::spawn({
         let (net, connection) = (net.clone(), connection.clone());
         async move {
             // Where it is lost the sender is dropped, and the caller goes on waiting for something else.
             let Some(reply) = deliver(&net, from, to, &connection, call).await else { return };
+            if twice && refuses(&reply) {
+                return; // it may have been stored the other time: of a call that comes once nobody is told that
+            }
             if net.carry(to, from).await {
                 let _ = reply_to.send(reply); // the caller may have given up
             }
         }
     });
-    if let Some(again) = twice {
+    if let Some(again) = again {
         let (net, connection) = (net.clone(), connection.clone());
         tokio::spawn(async move {
             deliver(&net, from, to, &connection, again).await;
         });
     }
     reply
+}
+
+/// True if it says of a mutation that nothing was stored.
+fn refuses(reply: &Reply) -> bool {
+    let Reply::Apply(Ok(applied)) = reply else { return false };
+    let answers = apply_answers(applied.answers.clone().unwrap_or_default(), "");
+    answers.iter().any(|answer| matches!(answer, ApplyAnswer::Failed(_)))
 }
 
 async fn deliver(
