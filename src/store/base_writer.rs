@@ -92,8 +92,8 @@ pub(super) struct Flush {
 /// Sstables on their way to `cells`.
 pub(super) struct Compaction {
     slots: Vec<usize>,
-    /// Slots without an sstable when it began.
-    slots_left: usize,
+    /// How many memtables can become sstables until it is done; at least 1.
+    pub slots_left: usize,
     /// No cell of `cells` had a larger stamp before.
     known: Stamp,
     /// Everything before this engine key is there.
@@ -104,11 +104,6 @@ pub(super) struct Compaction {
 }
 
 impl Compaction {
-    /// How many memtables can become sstables until it is done; at least 1.
-    pub fn slots_left(&self) -> usize {
-        self.slots_left.max(1)
-    }
-
     /// Which part of it is done with so many cells more, about: 0 to 1.
     pub fn done(&self, more: u64) -> f64 {
         (self.cells_done + more) as f64 / self.cells.max(1) as f64
@@ -421,7 +416,7 @@ impl BaseWriter {
         let compacted = &self.sstables[..self.sstables.len().min(self.compacted_together)];
         let compaction = Compaction {
             slots: compacted.iter().map(|sstable| sstable.slot).collect(),
-            slots_left: SLOTS - self.sstables.len(),
+            slots_left: (SLOTS - self.sstables.len()).max(1),
             known: self.cells_largest,
             next: Vec::new(),
             cells: compacted.iter().map(|sstable| sstable.cells).sum(),

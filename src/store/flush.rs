@@ -129,7 +129,7 @@ impl Flusher {
     /// How a compaction stands against what is flushed meanwhile.
     fn standing_of_compaction(&self, compacting: &Compacting) -> Standing {
         let flushed = self.shared.stats.flushes.get() - compacting.flushes;
-        let slots = (flushed as f64 + self.fullness()) / compacting.compaction.slots_left() as f64;
+        let slots = (flushed as f64 + self.fullness()) / compacting.compaction.slots_left as f64;
         let full = if self.is_frozen() { 1.0 } else { slots }; // then it waits for a slot
         Standing { done: compacting.compaction.done(self.transaction_cells as u64), full }
     }

@@ -24,7 +24,8 @@ use super::filter::Filter;
 use super::sqlite::{self, OpenError};
 use crate::cell::Stamp;
 
-/// How many there can be: those that wait to be compacted, and as many that are flushed while that goes on.
+/// How many there can be: twice the most that may be compacted together (`compaction_sstables`), for as many are flushed while
+/// that goes on.
 pub(super) const SLOTS: usize = 24;
 
 macro_rules! block_table {
