@@ -37,18 +37,21 @@ pub(super) const FORMAT: Format = Format {
     application_id: 0x5443_4c67, // "TCLg"
     page_bytes: 4096,            // the smallest commit writes one page
     gives_back: false,           // rows come and go all the time: pages are used again
-    schema: &[&[
-        sqlite::META,
-        "CREATE TABLE log(sequence INTEGER PRIMARY KEY, tbl INTEGER NOT NULL, partition BLOB NOT NULL, \
+    schema: &[
+        &[
+            sqlite::META,
+            "CREATE TABLE log(sequence INTEGER PRIMARY KEY, tbl INTEGER NOT NULL, partition BLOB NOT NULL, \
          \"column\" BLOB NOT NULL, stamp INTEGER NOT NULL, kind INTEGER NOT NULL, value BLOB, expires INTEGER, \
          checksum INTEGER NOT NULL)",
-        hint_log::SCHEMA,
-        "CREATE VIEW log_readable AS SELECT sequence, tbl, CAST(partition AS TEXT) AS partition, \
+            hint_log::SCHEMA,
+            "CREATE VIEW log_readable AS SELECT sequence, tbl, CAST(partition AS TEXT) AS partition, \
          hex(partition) AS partition_hex, CAST(\"column\" AS TEXT) AS \"column\", \
          strftime('%Y-%m-%dT%H:%M:%S', stamp / 1000000, 'unixepoch') || printf('.%06dZ', stamp % 1000000) AS stamp, \
          CASE kind WHEN 1 THEN 'value' WHEN 2 THEN 'expiring' WHEN 3 THEN 'tombstone' END AS kind, \
          CAST(value AS TEXT) AS value, strftime('%Y-%m-%dT%H:%M:%SZ', expires, 'unixepoch') AS expires FROM log",
-    ]],
+        ],
+        hint_log::SORTED_BY_SEQUENCE,
+    ],
 };
 
 /// Rows up to this sequence are in data.db.
@@ -56,7 +59,8 @@ pub(super) const FLUSHED_UPTO: &str = "flushed_upto";
 /// Rows up to this sequence were once written.
 pub(super) const WRITTEN_UPTO: &str = "written_upto";
 
-/// Hints up to this sequence were once written. Delivered ones are deleted, so the table does not tell.
+/// Hints up to this sequence were once written, and all that are in the table. Delivered ones are deleted, so the table alone
+/// does not tell.
 pub(super) const HINTED_UPTO: &str = "hinted_upto";
 
 /// SQLite's page cache for the log: enough for the pages of one transaction; a larger one spills.
@@ -344,8 +348,7 @@ impl CommitLog {
 
     /// Returns about how many bytes that takes, or gives back, in the file.
     fn write_hints(&mut self, batch: &[Request], committed: &mut Committed) -> rusqlite::Result<usize> {
-        let first = self.next_hint;
-        let mut bytes = 0;
+        let (mut bytes, mut forgets) = (0, false);
         for request in batch {
             let change = match request {
                 Request::Apply { .. } | Request::Barrier { .. } => continue,
@@ -355,6 +358,7 @@ impl CommitLog {
                     hint_log::store(&self.connection, *target, sequence, *now_s, mutation)?
                 }
                 Request::ForgetHints { target, sequences, .. } => {
+                    forgets = true;
                     hint_log::forget(&self.connection, *target, sequences)?
                 }
                 #[cfg(test)]
@@ -368,7 +372,7 @@ impl CommitLog {
             bytes += change.bytes() as usize;
             committed.hints.push(change);
         }
-        if self.next_hint != first {
+        if forgets {
             sqlite::set_meta(&self.connection, HINTED_UPTO, self.next_hint - 1)?;
         }
         Ok(bytes)

@@ -171,8 +171,9 @@ pub(super) struct Format {
     pub page_bytes: u32,
     /// Free pages can be given back to the file system.
     pub gives_back: bool,
-    /// The statements that create its tables and views, word for word as SQLite keeps them, without `;`: those of format 1,
-    /// what format 2 added, and so on. How many formats a file has is in the header's `user_version`.
+    /// The statements that create its tables, indexes and views, without `;`: those of format 1, what format 2 added, and so on,
+    /// which may also be what takes the place of something earlier, and brings its content there. Those that begin with `CREATE`
+    /// are word for word as SQLite keeps them. How many formats a file has is in the header's `user_version`.
     pub schema: &'static [&'static [&'static str]],
 }
 
@@ -180,6 +181,19 @@ impl Format {
     /// The latest.
     fn version(&self) -> usize {
         self.schema.len()
+    }
+
+    /// The statements by which what is in a file of that format was created.
+    fn creations(&self, version: usize) -> impl Iterator<Item = &'static str> {
+        let all = self.schema[..version].concat();
+        let creations =
+            all.clone().into_iter().enumerate().filter(|(_, statement)| statement.starts_with("CREATE "));
+        creations
+            .filter(move |(at, statement)| {
+                let again = |later: &&str| named(later) == named(statement);
+                !all[at + 1..].iter().any(again)
+            })
+            .map(|(_, statement)| statement)
     }
 }
 
@@ -447,6 +461,11 @@ fn version(connection: &Connection, path: &Path, format: &Format) -> Result<usiz
     Ok(version as usize)
 }
 
+/// What of a statement says what it creates.
+fn named(statement: &str) -> &str {
+    statement.split_once('(').map_or(statement, |(named, _)| named)
+}
+
 /// Makes what a file of that format lacks, in one transaction.
 fn create(connection: &Connection, format: &Format, version: usize) -> rusqlite::Result<()> {
     let mut script = String::from("BEGIN IMMEDIATE;\n");
@@ -473,7 +492,7 @@ fn check_schema(
         .query_map([], |row| row.get::<_, String>(0))
         .and_then(Iterator::collect::<rusqlite::Result<Vec<String>>>)
         .map_err(using)?;
-    for needed in format.schema[..version].concat() {
+    for needed in format.creations(version) {
         if !found.iter().any(|statement| statement == needed) {
             return Err(OpenError::damaged(path, format!("it lacks what was made by: {needed}")));
         }
