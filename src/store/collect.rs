@@ -11,6 +11,7 @@ use std::ops::ControlFlow;
 use super::Shared;
 use super::base_writer::BaseWriter;
 use super::leaves::{table_end, table_start};
+use super::sorted_cells::Key;
 use super::sqlite::StoreError;
 
 /// Cells looked at in one step.
@@ -93,7 +94,8 @@ impl Collecting {
                 self.dropped += gone.len() as u64;
                 shared.stats.cells_collected.add(gone.len() as u64);
                 // Their sums said how many were left.
-                shared.leaves.written(gone.iter().map(|key| &key[..]));
+                let gone: Vec<Key> = gone.iter().map(|key| Key::from(&key[..])).collect();
+                shared.leaves.written(&gone);
             }
             return Ok(Some(next));
         }

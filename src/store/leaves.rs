@@ -22,6 +22,7 @@ use std::sync::Mutex;
 use crate::cell::{Cell, Content, Stamp};
 use crate::key::{self, PARTITION_KEY_BYTES_MAX, TableId};
 
+use super::sorted_cells::Key;
 use super::view::cell_hash;
 
 /// A leaf ends behind a key whose hash has so many low zero bits: 1,024 cells on average, a millisecond or two to scan.
@@ -274,8 +275,8 @@ pub(super) struct Leaves {
 
 #[derive(Default)]
 struct Index {
-    /// By their ends: each holds the keys from the end before it on.
-    by_end: BTreeMap<Vec<u8>, Leaf>,
+    /// By their ends: each holds the keys from the end before it on. Each cell that is committed looks for its leaf.
+    by_end: BTreeMap<Key, Leaf>,
     /// Cuts that stay: between ranges and tables.
     fixed: BTreeSet<Vec<u8>>,
     /// Tables with cells.
@@ -306,7 +307,7 @@ impl Leaves {
     }
 
     /// These cells were committed, and readers see them from now on: called under the lock under which they are merged.
-    pub fn written<'a>(&self, cells: impl Iterator<Item = &'a [u8]>) {
+    pub fn written<'a>(&self, cells: impl IntoIterator<Item = &'a Key>) {
         let mut index = self.index();
         if index.tokens.is_empty() {
             return;
@@ -353,13 +354,13 @@ impl Index {
                 {
                     split.written();
                 }
-                self.by_end.entry(cut).or_default();
+                self.by_end.entry(Key::from(&cut[..])).or_default();
             }
         }
         self.tokens = tokens;
     }
 
-    fn written(&mut self, key: &[u8]) {
+    fn written(&mut self, key: &Key) {
         let Some(table) = key.first_chunk::<2>().map(|table| TableId(u16::from_be_bytes(*table))) else {
             return;
         };
@@ -367,7 +368,7 @@ impl Index {
             self.add_table(table);
         }
         if let Some((_, leaf)) =
-            self.by_end.range_mut::<[u8], _>((Bound::Excluded(key), Bound::Unbounded)).next()
+            self.by_end.range_mut::<Key, _>((Bound::Excluded(key), Bound::Unbounded)).next()
         {
             leaf.written();
         }
@@ -375,20 +376,20 @@ impl Index {
 
     fn leaf_at(&self, key: &[u8], end: &[u8]) -> LeafView {
         let start = self.by_end.range::<[u8], _>((Bound::Unbounded, Bound::Included(key))).next_back();
-        let start = start.map_or(Vec::new(), |(end, _)| end.clone());
+        let start = start.map_or(Vec::new(), |(end, _)| end.to_vec());
         match self.by_end.range::<[u8], _>((Bound::Excluded(key), Bound::Unbounded)).next() {
-            Some((end, leaf)) => LeafView { start, end: end.clone(), sum: leaf.sum, changes: leaf.changes },
+            Some((end, leaf)) => LeafView { start, end: end.to_vec(), sum: leaf.sum, changes: leaf.changes },
             None => LeafView { start, end: end.to_vec(), sum: None, changes: 0 },
         }
     }
 
     fn note(&mut self, seen: &LeafView, scan: &Scan) {
         let end = &scan.next[..];
-        let Some(leaf) = self.by_end.get_mut(&seen.end) else { return };
+        let Some(leaf) = self.by_end.get_mut(&seen.end[..]) else { return };
         let sum = (leaf.changes == seen.changes).then_some(scan.sum);
         if end != seen.end {
             let first = Leaf { changes: leaf.changes, sum };
-            self.by_end.insert(end.to_vec(), first);
+            self.by_end.insert(Key::from(end), first);
             return;
         }
         leaf.sum = sum;
@@ -475,13 +476,13 @@ mod tests {
         fn write(&mut self, partition: u16, cell: Cell) {
             let key = key::encode(TABLE, &partition.to_be_bytes(), b"");
             self.cells.insert(key.clone(), cell);
-            self.leaves.written([&key[..]].into_iter());
+            self.leaves.written([&Key::from(&key[..])]);
         }
 
         fn remove(&mut self, partition: u16) {
             let key = key::encode(TABLE, &partition.to_be_bytes(), b"");
             self.cells.remove(&key);
-            self.leaves.written([&key[..]].into_iter());
+            self.leaves.written([&Key::from(&key[..])]);
         }
 
         fn scan(&self, start: &[u8], end: &[u8], cut: Cut, horizon: Horizon, to_boundary: bool) -> Scan {

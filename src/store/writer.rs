@@ -262,7 +262,7 @@ impl Writer {
             let places = self.shared.view.memory.read().expect("no panic while it is held").find(&keys);
             let mut memory = self.shared.view.memory.write().expect("no panic while it is held");
             // Before the cells are there, but under this lock: who sees the leaf unwritten from now on, sees the cells.
-            self.shared.leaves.written(keys.iter().map(|key| &**key));
+            self.shared.leaves.written(&keys);
             let mut prepared = keys.into_iter().zip(places).zip(long);
             for mutation in now {
                 // Takes as many as it has cells: `zip` asks for a cell first, and for no more once there is none.
