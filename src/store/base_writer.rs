@@ -113,9 +113,10 @@ impl Compaction {
 /// Opens or creates data.db.
 pub(super) fn open(dir: &Path, config: &Config, disk: &Disk) -> Result<BaseWriter, OpenError> {
     let path = dir.join(FILE);
-    let (mut connection, _) =
+    let (mut connection, format) =
         sqlite::open_to_write(disk, &path, &FORMAT, "FULL", config.base_cache_bytes, true)?;
     let found = Found::read(&connection, &path)?;
+    sqlite::upgrade(&connection, &path, &FORMAT, format)?;
     sqlite::settle(&connection, disk, &path)?;
     let using = |source| OpenError::using(&path, source);
     let page_bytes = sqlite::page_bytes(&connection).map_err(using)?;

@@ -8,6 +8,7 @@
 //!   - Every row has a checksum over all of it, its sequence included. A row that fails it was changed on the disk.
 //!   - `written_upto` (set before each checkpoint) is at most the last sequence. If rows end before it, the end is lost;
 //!     rows after it are in the write-ahead log, whose frames SQLite checks itself.
+//!   - The last hint's sequence is the larger of `hinted_upto`, which is set when hints are forgotten, and of those in the table.
 //!   - `flushed_upto` is at most what data.db says it holds. Rows up to it are forgotten, some with each few commits, and
 //!     by themselves once nobody writes.
 //!
@@ -59,8 +60,8 @@ pub(super) const FLUSHED_UPTO: &str = "flushed_upto";
 /// Rows up to this sequence were once written.
 pub(super) const WRITTEN_UPTO: &str = "written_upto";
 
-/// Hints up to this sequence were once written, and all that are in the table. Delivered ones are deleted, so the table alone
-/// does not tell.
+/// Hints up to this sequence were once written, and all that are in the table. Written whenever some are forgotten, for then
+/// the table alone does not tell.
 pub(super) const HINTED_UPTO: &str = "hinted_upto";
 
 /// SQLite's page cache for the log: enough for the pages of one transaction; a larger one spills.
@@ -86,6 +87,8 @@ const FORGOTTEN_IDLE: i64 = 1024;
 pub(super) struct CommitLog {
     connection: Connection,
     path: PathBuf,
+    /// The format of the file; the latest once it is settled.
+    format: usize,
     /// The sequence of the next row.
     next: i64,
     /// Rows before this one are deleted.
@@ -126,29 +129,23 @@ struct LogRow<'a> {
 }
 
 impl CommitLog {
-    /// Opens or creates log.db. True if it was created just now.
-    ///
-    /// Not `may_create`: it must be there.
-    pub fn open(
-        dir: &Path,
-        config: &Config,
-        disk: &Disk,
-        may_create: bool,
-    ) -> Result<(CommitLog, bool), OpenError> {
+    /// Opens or creates log.db. Not `may_create`: it must be there.
+    pub fn open(dir: &Path, config: &Config, disk: &Disk, may_create: bool) -> Result<CommitLog, OpenError> {
         let path = dir.join(FILE);
         let synchronous = match config.durability {
             Durability::PowerLoss => "FULL",
             Durability::ProcessCrash => "NORMAL",
         };
-        let (mut connection, new) =
+        let (mut connection, format) =
             sqlite::open_to_write(disk, &path, &FORMAT, synchronous, CACHE_BYTES, may_create)?;
         let flushed_upto = sqlite::meta(&connection, &path, FLUSHED_UPTO)?.unwrap_or(0);
         let hinted_upto = sqlite::meta(&connection, &path, HINTED_UPTO)?.unwrap_or(0);
         let checkpoints = Checkpoints::every(config.wal_autocheckpoint_pages, &mut connection)
             .map_err(|source| OpenError::using(&path, source))?;
-        let log = CommitLog {
+        Ok(CommitLog {
             connection,
             path,
+            format,
             next: flushed_upto + 1,
             first: flushed_upto + 1,
             flushed_upto,
@@ -157,8 +154,7 @@ impl CommitLog {
             checkpoints,
             checkpoint_due: false,
             insert_sql: INSERT_ROWS.map(insert_sql),
-        };
-        Ok((log, new))
+        })
     }
 
     /// Replays what is not flushed and gets ready to write. Returns the rows as a memtable and how many they were.
@@ -195,13 +191,15 @@ impl CommitLog {
         Ok(())
     }
 
-    /// Ends the write-ahead log before anything new is written; but not before every check for damage has passed.
+    /// Makes the file one of the latest format, and ends the write-ahead log before anything new is written; but not before
+    /// every check for damage has passed.
     pub fn settle(&mut self, disk: &Disk) -> Result<(), OpenError> {
+        sqlite::upgrade(&self.connection, &self.path, &FORMAT, self.format)?;
         sqlite::set_meta(&self.connection, WRITTEN_UPTO, self.next - 1).map_err(self.using())?;
         sqlite::settle(&self.connection, disk, &self.path)
     }
 
-    /// Hints up to this sequence are there, whatever the file says of them: an earlier release said nothing.
+    /// Hints up to this sequence are in the table. The number in the file is as old as the last forgetting.
     pub fn note_hints(&mut self, upto: i64) {
         self.next_hint = self.next_hint.max(upto + 1);
     }

@@ -2,10 +2,10 @@
 //!
 //! A hint has a sequence of its own, rising over all targets, never used twice; handed over, hints of a target are in that
 //! order. Delivered hints are deleted in any order, so gaps mean nothing here. Therefore
-//! a start has SQLite check the structure of this table, and checks every hint's checksum itself.
+//! a start has SQLite check the structure of this table and its index, and checks every hint's checksum itself.
 //!
 //! The table is sorted by the sequence alone, so that a new hint comes last: SQLite then begins a new page where another
-//! table's would be split, with its neighbours. Which are for whom an index tells, hundreds on a page.
+//! table's would be split, with its neighbours. An index says which hints are for whom; a page of it holds hundreds.
 //!
 //! Not here: when to keep a hint and when to deliver it (`coordinator`, `handoff`).
 
@@ -30,10 +30,11 @@ pub(super) const SORTED_BY_SEQUENCE: &[&str] = &[
     "ALTER TABLE hints RENAME TO hints_by_target",
     "CREATE TABLE hints(sequence INTEGER PRIMARY KEY, target INTEGER NOT NULL, created_s INTEGER NOT NULL, \
      mutation BLOB NOT NULL, checksum INTEGER NOT NULL)",
-    "INSERT INTO hints(sequence, target, created_s, mutation, checksum) \
-     SELECT sequence, target, created_s, mutation, checksum FROM hints_by_target ORDER BY sequence",
-    "DROP TABLE hints_by_target",
+    // As it is there, without a sort, which would take all hints into memory.
     "CREATE INDEX hints_of_target ON hints(target)",
+    "INSERT INTO hints(sequence, target, created_s, mutation, checksum) \
+     SELECT sequence, target, created_s, mutation, checksum FROM hints_by_target",
+    "DROP TABLE hints_by_target",
 ];
 
 /// A mutation kept for an absent server.
@@ -215,15 +216,16 @@ pub(super) struct AllHints {
 pub(super) fn check_all(connection: &Connection, path: &Path) -> Result<AllHints, OpenError> {
     let using = |source| OpenError::using(path, source);
     let found: String =
-        connection.query_row("PRAGMA quick_check('hints')", [], |row| row.get(0)).map_err(using)?;
+        connection.query_row("PRAGMA integrity_check('hints')", [], |row| row.get(0)).map_err(using)?;
     if found != "ok" {
         return Err(OpenError::damaged(path, format!("the table of hints: {}", found.replace('\n', "; "))));
     }
     let mut all = AllHints::default();
-    let mut sequences = Sequences::default();
     let mut failed = 0;
     let mut statement = connection
-        .prepare("SELECT target, sequence, created_s, mutation, checksum FROM hints NOT INDEXED")
+        .prepare(
+            "SELECT target, sequence, created_s, mutation, checksum FROM hints ORDER BY target, sequence",
+        )
         .map_err(using)?;
     let mut rows = statement.query([]).map_err(using)?;
     while let Some(row) = rows.next().map_err(using)? {
@@ -238,39 +240,11 @@ pub(super) fn check_all(connection: &Connection, path: &Path) -> Result<AllHints
         HintChange::Stored { target, bytes, created_s, oldest_stamp }.note(&mut all.totals);
         all.largest_sequence = all.largest_sequence.max(hint.sequence);
         all.largest_stamp = all.largest_stamp.max(Some(mutation.stamp()));
-        sequences.note(target_number(target), hint.sequence);
     }
     if failed > 0 {
         return Err(OpenError::damaged(path, format!("{failed} of its hints fail their checksum")));
     }
-    if sequences != indexed(connection).map_err(using)? {
-        return Err(OpenError::damaged(path, "the index of hints does not have those that the table has"));
-    }
     Ok(all)
-}
-
-/// The sequences of each target's hints in rising order, as a checksum and how many they are.
-#[derive(Default, PartialEq)]
-struct Sequences(BTreeMap<i64, (u32, u64)>);
-
-impl Sequences {
-    fn note(&mut self, target: i64, sequence: i64) {
-        let (sum, count) = self.0.entry(target).or_default();
-        let mut hasher = crc32fast::Hasher::new_with_initial(*sum);
-        hasher.update(&sequence.to_be_bytes());
-        (*sum, *count) = (hasher.finalize(), *count + 1);
-    }
-}
-
-/// Those that are found by their target. Who is not found there would never be handed over.
-fn indexed(connection: &Connection) -> rusqlite::Result<Sequences> {
-    let mut sequences = Sequences::default();
-    let mut statement = connection.prepare("SELECT target, sequence FROM hints ORDER BY target, sequence")?;
-    let mut rows = statement.query([])?;
-    while let Some(row) = rows.next()? {
-        sequences.note(row.get(0)?, row.get(1)?);
-    }
-    Ok(sequences)
 }
 
 /// The hint of a row, for whom, and since when; `None` if the row is not as it was written.

@@ -223,7 +223,7 @@ impl Store {
         check_write_ahead_logs(&disk, dir, promised)?;
         let mut base = base_writer::open(dir, config, &disk)?;
         let log_created = base.log_created()?;
-        let (mut log, _) = CommitLog::open(dir, config, &disk, !log_created)?;
+        let mut log = CommitLog::open(dir, config, &disk, !log_created)?;
         check_base_is_not_older(base.base().path(), base.flushed_upto(), log.flushed_upto())?;
         let hints = hint_log::check_all(log.connection(), log.path())?;
         log.note_hints(hints.largest_sequence);

@@ -9,7 +9,7 @@
 //!
 //! Not here: what is in the tables (`commit_log`, `hint_log`, `base`).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::c_int;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -183,18 +183,19 @@ impl Format {
         self.schema.len()
     }
 
-    /// The statements by which what is in a file of that format was created.
-    fn creations(&self, version: usize) -> impl Iterator<Item = &'static str> {
-        let all = self.schema[..version].concat();
-        let creations =
-            all.clone().into_iter().enumerate().filter(|(_, statement)| statement.starts_with("CREATE "));
+    /// The statements by which what is in a file of that format was created: of two for one name the later.
+    fn creations(&self, version: usize) -> Vec<&'static str> {
+        let mut names = BTreeSet::new();
+        let mut creations = self.schema[..version].concat();
+        creations.reverse();
+        creations.retain(|statement| statement.starts_with("CREATE ") && names.insert(created(statement)));
         creations
-            .filter(move |(at, statement)| {
-                let again = |later: &&str| named(later) == named(statement);
-                !all[at + 1..].iter().any(again)
-            })
-            .map(|(_, statement)| statement)
     }
+}
+
+/// What a statement creates, and its name.
+fn created(statement: &str) -> &str {
+    statement.split_once('(').map_or(statement, |(created, _)| created)
 }
 
 /// How long a statement waits for another program (somebody's SQLite shell) to let go of a lock.
@@ -203,7 +204,8 @@ const BUSY_TIMEOUT: Duration = Duration::from_secs(2);
 /// Statements a connection keeps prepared.
 const STATEMENTS_MAX: usize = 96;
 
-/// Opens a file for its one writer. True if it was created just now. Not `may_create`: it must be there.
+/// Opens a file for its one writer, and says which format it has: the latest, if it was created just now; one of an earlier
+/// release is to be [upgraded](upgrade) once it has been checked. Not `may_create`: it must be there.
 pub(super) fn open_to_write(
     disk: &Disk,
     path: &Path,
@@ -211,7 +213,7 @@ pub(super) fn open_to_write(
     synchronous: &str,
     cache_bytes: usize,
     may_create: bool,
-) -> Result<(Connection, bool), OpenError> {
+) -> Result<(Connection, usize), OpenError> {
     let using = |source| OpenError::using(path, source);
     let mut flags = OpenFlags::SQLITE_OPEN_READ_WRITE;
     flags.set(OpenFlags::SQLITE_OPEN_CREATE, may_create);
@@ -243,14 +245,35 @@ pub(super) fn open_to_write(
         .map_err(using)?;
     connection.pragma_update(None, "synchronous", synchronous).map_err(using)?;
     connection.pragma_update(None, "wal_autocheckpoint", 0).map_err(using)?;
-    if version < format.version() {
-        create(&connection, format, version).map_err(using)?;
+    if new {
+        create(&connection, format, NEW).map_err(using)?;
+        return Ok((connection, format.version()));
     }
-    Ok((connection, new))
+    Ok((connection, version))
 }
 
-/// Opens a file that exists, to read it while its writer runs, or after it has stopped. It may be of an older format, and
-/// lack what came later.
+/// Makes a file of that format one of the latest, in one transaction: after an error it is as it was.
+pub(super) fn upgrade(
+    connection: &Connection,
+    path: &Path,
+    format: &Format,
+    version: usize,
+) -> Result<(), OpenError> {
+    let latest = format.version();
+    if version == latest {
+        return Ok(());
+    }
+    log::info!("{} is made a file of format {latest}; it has {version}", path.display());
+    create(connection, format, version).map_err(|source| {
+        roll_back(connection);
+        // So that what did not fit the disk does not lie there. What went wrong is told, whether or not that works.
+        let _ = checkpoint(connection, "TRUNCATE");
+        OpenError::using(path, source)
+    })
+}
+
+/// Opens a file that exists, to read it while its writer runs, or after it has stopped. It may be of an older format, lack
+/// what came later, and have what was replaced.
 pub(super) fn open_to_read(
     disk: &Disk,
     path: &Path,
@@ -459,11 +482,6 @@ fn version(connection: &Connection, path: &Path, format: &Format) -> Result<usiz
         return Err(foreign(format!("it claims format {version}, which never was")));
     }
     Ok(version as usize)
-}
-
-/// What of a statement says what it creates.
-fn named(statement: &str) -> &str {
-    statement.split_once('(').map_or(statement, |(named, _)| named)
 }
 
 /// Makes what a file of that format lacks, in one transaction.

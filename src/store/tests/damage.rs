@@ -377,13 +377,15 @@ async fn a_flipped_byte_among_hints_is_reported_or_does_not_matter() {
     let (mut refused, mut harmless) = (0, 0);
     for at in positions(good.len(), 100).into_iter().chain((index..index + 4096).step_by(13)) {
         let mut bad = good.clone();
-        bad[at] ^= 0x55;
+        bad[at] ^= 0x54; // an even sequence stays even: that of another hint for the same server
         let image = copy_of(dir.path());
         std::fs::write(image.path().join("log.db"), &bad).unwrap();
         match try_open(image.path(), &Config::default(), Drive::Thread) {
             Err(error) => {
-                assert!(error.to_string().contains("log.db"), "byte {at}: {error}");
-                refused += usize::from(at >= index && at < index + 4096);
+                let of_index = at >= index && at < index + 4096;
+                let said = if of_index { "log.db is damaged: " } else { "log.db" };
+                assert!(error.to_string().contains(said), "byte {at}: {error}");
+                refused += usize::from(of_index);
             }
             Ok((store, _)) => {
                 assert_eq!(held(&store), all, "byte {at}");
@@ -394,31 +396,39 @@ async fn a_flipped_byte_among_hints_is_reported_or_does_not_matter() {
     assert!(refused > 50, "{refused} of the index, {harmless} harmless");
 }
 
-/// Format 1 of log.db had its hints in another order, and noted each hint's sequence.
+/// As format 1 had it: hints in another order, and the last one's sequence noted with each.
+fn log_as_of_format_1(dir: &TempDir, hinted_upto: i64) {
+    let log = Connection::open(dir.path().join("log.db")).unwrap();
+    sqlite::set_meta(&log, commit_log::HINTED_UPTO, hinted_upto).unwrap();
+    log.execute_batch(&format!(
+        "ALTER TABLE hints RENAME TO later; {}; INSERT INTO hints SELECT target, sequence, created_s, mutation, checksum \
+         FROM later; DROP TABLE later; PRAGMA user_version = 1",
+        hint_log::SCHEMA
+    ))
+    .unwrap();
+}
+
+fn format_of_log(dir: &TempDir) -> i64 {
+    let log = Connection::open(dir.path().join("log.db")).unwrap();
+    log.query_row("PRAGMA user_version", [], |row| row.get(0)).unwrap()
+}
+
 #[tokio::test]
 async fn a_log_db_of_an_earlier_release_is_read_and_written_on() {
     let dir = closed(20).await;
     let (store, _) = open(dir.path(), &Config::default());
     for number in 0..300 {
-        hint(&store, number as u32 % 3 + 1, kv("key", value(number, vec![7; 2_000])), 5 + number)
-            .await
-            .unwrap();
+        let target = number as u32 % 3 + 1;
+        hint(&store, target, kv("key", value(number, vec![7; 2_000])), 5 + number).await.unwrap();
     }
+    forget(&store, 3, vec![300]).await; // nothing but the number tells that it was there
     let held =
         |store: &Store| [1, 2, 3].map(|target| store.hints(NodeId(target), 1_000, 10_000_000).unwrap());
     let (all, totals) = (held(&store), store.hint_totals());
     let cells = everything(&store, 100);
     store.close().await;
     drop(store);
-    meddle(
-        &dir,
-        "log.db",
-        &format!(
-            "ALTER TABLE hints RENAME TO later; {}; INSERT INTO hints SELECT target, sequence, created_s, mutation, \
-             checksum FROM later; DROP TABLE later; PRAGMA user_version = 1",
-            hint_log::SCHEMA
-        ),
-    );
+    log_as_of_format_1(&dir, 300);
     let before = std::fs::read(dir.path().join("log.db")).unwrap();
     let offline = offline::Offline::open(dir.path(), &tiny(), &Disk::real()).unwrap();
     assert_eq!(offline.hint_totals(), &totals);
@@ -430,10 +440,42 @@ async fn a_log_db_of_an_earlier_release_is_read_and_written_on() {
         assert_eq!((held(&store), store.hint_totals()), (all.clone(), totals.clone()));
         assert_eq!(everything(&store, 100), cells);
         store.close().await;
+        assert_eq!(format_of_log(&dir), 2);
     }
     let (store, _) = open(dir.path(), &Config::default());
     hint(&store, 2, kv("key", value(300, "v")), 500).await.unwrap();
     assert_eq!(held(&store)[1].last().unwrap().sequence, 301);
+}
+
+/// To make another format of it would leave no trace of the damage.
+#[tokio::test]
+async fn a_damaged_log_db_of_an_earlier_release_stays_what_it_is() {
+    let dir = closed(5).await;
+    let (store, _) = open(dir.path(), &Config::default());
+    for number in 0..20 {
+        hint(&store, 2, kv("key", value(number, "v")), 5).await.unwrap();
+    }
+    store.close().await;
+    drop(store);
+    log_as_of_format_1(&dir, 20);
+    let log = Connection::open(dir.path().join("log.db")).unwrap();
+    log.execute_batch("PRAGMA wal_checkpoint(TRUNCATE)").unwrap();
+    let root = "SELECT rootpage FROM sqlite_schema WHERE name = 'hints'";
+    let leaf = (log.query_row(root, [], |row| row.get::<_, i64>(0)).unwrap() as usize - 1) * 4096;
+    drop(log);
+    let mut bytes = std::fs::read(dir.path().join("log.db")).unwrap();
+    let count = leaf + 3; // of its rows, in two bytes
+    assert_eq!(bytes[count..count + 2], [0, 20]);
+    bytes[count + 1] = 19;
+    std::fs::write(dir.path().join("log.db"), &bytes).unwrap();
+    assert!(refusal(&dir).contains("log.db is damaged: the table of hints"), "{}", refusal(&dir));
+    assert_eq!(format_of_log(&dir), 1);
+
+    bytes[count + 1] = 20;
+    std::fs::write(dir.path().join("log.db"), &bytes).unwrap();
+    let (store, _) = open(dir.path(), &Config::default());
+    assert_eq!(store.hints(NodeId(2), 100, 100_000).unwrap().len(), 20);
+    assert_eq!(format_of_log(&dir), 2);
 }
 
 /// Somebody who looks at a stopped server's files is not shown an older state of them as if it were the last one.
