@@ -87,7 +87,7 @@ const FORGOTTEN_IDLE: i64 = 1024;
 pub(super) struct CommitLog {
     connection: Connection,
     path: PathBuf,
-    /// The format of the file; the latest once it is settled.
+    /// The format of the file until it is settled.
     format: usize,
     /// The sequence of the next row.
     next: i64,
