@@ -346,7 +346,7 @@ impl CommitLog {
 
     /// Returns about how many bytes that takes, or gives back, in the file.
     fn write_hints(&mut self, batch: &[Request], committed: &mut Committed) -> rusqlite::Result<usize> {
-        let (mut bytes, mut forgets) = (0, false);
+        let mut bytes = 0;
         for request in batch {
             let change = match request {
                 Request::Apply { .. } | Request::Barrier { .. } => continue,
@@ -356,7 +356,8 @@ impl CommitLog {
                     hint_log::store(&self.connection, *target, sequence, *now_s, mutation)?
                 }
                 Request::ForgetHints { target, sequences, .. } => {
-                    forgets = true;
+                    // What the batch stores after this is in the table.
+                    sqlite::set_meta(&self.connection, HINTED_UPTO, self.next_hint - 1)?;
                     hint_log::forget(&self.connection, *target, sequences)?
                 }
                 #[cfg(test)]
@@ -369,9 +370,6 @@ impl CommitLog {
             };
             bytes += change.bytes() as usize;
             committed.hints.push(change);
-        }
-        if forgets {
-            sqlite::set_meta(&self.connection, HINTED_UPTO, self.next_hint - 1)?;
         }
         Ok(bytes)
     }

@@ -369,11 +369,8 @@ async fn a_flipped_byte_among_hints_is_reported_or_does_not_matter() {
     let all = held(&store);
     store.close().await;
     drop(store);
+    let index = root_in_log(&dir, "hints_of_target");
     let good = std::fs::read(dir.path().join("log.db")).unwrap();
-    let log = Connection::open(dir.path().join("log.db")).unwrap();
-    let root = "SELECT rootpage FROM sqlite_schema WHERE name = 'hints_of_target'";
-    let index = (log.query_row(root, [], |row| row.get::<_, i64>(0)).unwrap() as usize - 1) * 4096;
-    drop(log);
     let (mut refused, mut harmless) = (0, 0);
     for at in positions(good.len(), 100).into_iter().chain((index..index + 4096).step_by(13)) {
         let mut bad = good.clone();
@@ -394,6 +391,14 @@ async fn a_flipped_byte_among_hints_is_reported_or_does_not_matter() {
         }
     }
     assert!(refused > 50, "{refused} of the index, {harmless} harmless");
+}
+
+/// Where in log.db, with all of its write-ahead log, the first page of a table or an index is.
+fn root_in_log(dir: &TempDir, name: &str) -> usize {
+    let log = Connection::open(dir.path().join("log.db")).unwrap();
+    log.execute_batch("PRAGMA wal_checkpoint(TRUNCATE)").unwrap();
+    let root = "SELECT rootpage FROM sqlite_schema WHERE name = ?1";
+    (log.query_row(root, [name], |row| row.get::<_, i64>(0)).unwrap() as usize - 1) * 4096
 }
 
 /// As format 1 had it: hints in another order, and the last one's sequence noted with each.
@@ -458,11 +463,7 @@ async fn a_damaged_log_db_of_an_earlier_release_stays_what_it_is() {
     store.close().await;
     drop(store);
     log_as_of_format_1(&dir, 20);
-    let log = Connection::open(dir.path().join("log.db")).unwrap();
-    log.execute_batch("PRAGMA wal_checkpoint(TRUNCATE)").unwrap();
-    let root = "SELECT rootpage FROM sqlite_schema WHERE name = 'hints'";
-    let leaf = (log.query_row(root, [], |row| row.get::<_, i64>(0)).unwrap() as usize - 1) * 4096;
-    drop(log);
+    let leaf = root_in_log(&dir, "hints");
     let mut bytes = std::fs::read(dir.path().join("log.db")).unwrap();
     let count = leaf + 3; // of its rows, in two bytes
     assert_eq!(bytes[count..count + 2], [0, 20]);
