@@ -373,7 +373,7 @@ struct PeerReconciled {
   1: string refused           // why there is no answer; empty when there is one
   2: i64 clock
   3: i64 pause                // microseconds for which the answering server wants to be left alone
-  4: i64 promise              // it sends no writes below this stamp any more
+  4: i64 promise              // it sends no writes below this stamp any more, except with stamps that clients choose
   5: string waits             // what holds its promise back, or empty
   6: i64 wall                 // microseconds since 1970
   7: list<i32> tables         // those with cells
