@@ -1,8 +1,8 @@
 //! Every number a server runs by: unit, default, reason. `server --print-config` prints this table as the TOML file
 //! it also reads; the texts below are the comments of that file.
 //!
-//! Every queue, buffer and count has its bound here, and every wait its deadline; but for what nobody would change, which
-//! stands beside what it bounds.
+//! Every queue, buffer and count has its bound here, and every wait its deadline, except those that nobody would change: they
+//! stand beside what they bound.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -146,123 +146,125 @@ macro_rules! settings {
 
 settings! {
     "cluster" {
-        /// Servers of another cluster name refuse to talk to each other, and a data directory remembers its own.
+        /// Name of the cluster. Servers of clusters with different names refuse each other; fixed once there is data.
         cluster_name: String = "tetrachord".to_owned(), 1 to 200;
-        /// How many servers hold each key. With fewer servers than this, all of them do. Fixed once there is data.
+        /// How many servers hold each key; all of them if there are fewer. Fixed once there is data.
         replication_factor: usize = 3, 1 to 100;
     }
     "durability" {
-        /// "power-loss": every acknowledged write is on the disk of the replicas that counted (SQLite synchronous=FULL).
-        /// "process-crash": it is with their operating systems; kill -9 loses nothing, a power cut may lose the last writes.
+        /// When a write is acknowledged.
+        /// "power-loss": once it is on the disk of the replicas that counted (SQLite synchronous=FULL).
+        /// "process-crash": once their operating systems have it: kill -9 loses nothing, a power cut may lose the last writes.
         durability: Durability = Durability::PowerLoss;
     }
     "listening" {
-        /// IP address to listen on; empty: the host of this server's line in nodes.txt (127.0.0.1 unless told otherwise).
+        /// IP address to listen on. Empty: the host of this server's line in nodes.txt (127.0.0.1 in the one that
+        /// ./server.sh writes). There is no authentication: whoever reaches the address can read and write everything.
         listen_address: String = String::new(), 0 to 255;
-        /// Threads that serve connections. 1 suits four servers on a small machine; a host of its own can take more.
+        /// Threads that serve connections. 1 suits four servers on one small machine; raise it on a host of its own.
         worker_threads: usize = 1, 1 to 256;
-        /// Connections at once, clients and servers; one more is closed at once.
+        /// Open connections, of clients and servers together; further ones are closed at once.
         connections_max: usize = 10_000, 1 to 1_000_000;
         /// Calls under way at once on one client connection; further ones wait unread in the socket.
         calls_per_connection_max: usize = 256, 1 to 100_000;
-        /// Bytes of one Thrift message; a longer one costs its connection before it is read.
+        /// Bytes of one Thrift message. A longer one closes its connection before it is read.
         message_bytes_max: usize = 20_000_000, 1_000 to 1_000_000_000;
-        /// Bytes of all half-read messages and unsent answers of all connections; past it no connection reads on,
-        /// until some have been answered.
+        /// Bytes of half-read messages and unsent answers on all connections together. Beyond it nothing more is read until
+        /// answers have left.
         buffered_bytes_max: usize = 268_435_456, 1_000_000 to 1_000_000_000_000;
-        /// Seconds a connection may be silent between two messages.
+        /// Seconds without a message after which a connection is closed.
         idle_timeout_s: u64 = 3_600, 1 to 10_000_000;
-        /// Seconds from the first to the last byte of one message, and for the peer to take an answer.
+        /// Seconds for a message to arrive from its first to its last byte, and for the client to take an answer; then the
+        /// connection is closed.
         half_message_timeout_s: u64 = 30, 1 to 100_000;
-        /// Nested structs and containers of one message.
+        /// How deep structs and containers of one message may be nested.
         message_depth_max: usize = 64, 8 to 1_000;
     }
     "requests" {
-        /// Bytes of one value.
+        /// Bytes of one value; a longer one is refused.
         value_bytes_max: usize = 16_777_216, 1 to 500_000_000;
-        /// Operations of one batch call.
+        /// Operations of one batch call; a longer batch is refused.
         batch_operations_max: usize = 10_000, 1 to 100_000;
-        /// Milliseconds until a write that has not met its level is answered "outcome unknown".
+        /// Milliseconds after which a write that has not met its level is answered "outcome unknown".
         write_timeout_ms: u64 = 2_000, 10 to 3_600_000;
-        /// Milliseconds until a read that has not met its level is given up.
+        /// Milliseconds after which a read that has not met its level is given up.
         read_timeout_ms: u64 = 2_000, 10 to 3_600_000;
-        /// Requests this server coordinates at once; one more is refused as overloaded.
+        /// Requests that this server coordinates at once; further ones are refused as overloaded.
         requests_in_flight_max: usize = 20_000, 1 to 10_000_000;
-        /// Bytes of the mutations this server coordinates at once, answers to the client or not; past it: overloaded.
+        /// Bytes of the writes that this server coordinates at once, until every replica has answered; beyond it writes are
+        /// refused as overloaded.
         requests_bytes_max: usize = 268_435_456, 1_000_000 to 1_000_000_000_000;
-        /// Milliseconds a stamp given by a client may be ahead of this server's wall clock. A far-future stamp would
-        /// shadow every later write of its key.
+        /// Milliseconds by which a stamp that a client chooses may be ahead of this server's clock; beyond it the write is
+        /// refused, for a stamp far in the future would win over every later write of its key.
         client_stamp_ahead_max_ms: u64 = 60_000, 0 to 1_000_000_000_000;
-        /// Milliseconds added to this server's wall clock. For drills: what if clocks disagree? 0 in life.
-        test_clock_offset_ms: i64 = 0, -1_000_000_000_000 to 1_000_000_000_000;
     }
     "reads" {
-        /// Write the newest version back to the replicas of a read that had an older one, before answering.
+        /// Before a read is answered, write the newest version back to those replicas of it that had an older one.
         /// Without it a later QUORUM read may show something older than an earlier one did.
         read_repair: bool = true;
-        /// How often (0 to 1) a read below QUORUM also compares, in the background, with the replicas it did not need.
-        /// 0: what a ONE read shows is exactly what that replica has, and drills can be repeated.
+        /// Share (0 to 1) of the reads below QUORUM that also compare, in the background, with the replicas that were not asked.
+        /// 0: a read at ONE shows exactly what that replica has, and drills can be repeated.
         read_repair_chance: f64 = 0.0, 0 to 1;
-        /// Ask one more replica when an answer takes longer than 99 of 100 lately did.
+        /// Ask one more replica when an answer takes longer than 99 of 100 did lately.
         speculative_retry: bool = true;
-        /// Milliseconds to wait at least before that, so that a fast cluster does not read everything twice.
+        /// Milliseconds to wait before that at the least, so that a fast cluster does not read everything twice.
         speculative_retry_min_ms: u64 = 5, 0 to 3_600_000;
     }
     "hints" {
-        /// Keep hints for absent replicas and deliver them when they return. Without it reads and
-        /// reconciliation mend them.
+        /// Keep hints for absent replicas and deliver them when they return. Without it reads and reconciliation mend them.
         handoff: bool = true;
-        /// Seconds of absence after which no more hints are kept for a server (3 hours, as in Cassandra), counted from
-        /// when this server last saw it, or started.
+        /// Seconds of absence after which no more hints are kept for a server (3 hours, as in Cassandra), counted from when
+        /// this server last saw it, or started.
         hint_window_s: u64 = 10_800, 0 to 1_000_000_000;
-        /// Bytes of hints for one server, past which no more are kept for it.
+        /// Bytes of hints for one server; beyond it no more are kept for it.
         hint_bytes_per_node_max: usize = 1_073_741_824, 0 to 1_000_000_000_000;
-        /// Mutations of one handoff message.
+        /// Mutations in one handoff message.
         handoff_batch_mutations: usize = 512, 1 to 10_000;
         /// Bytes of one handoff message.
         handoff_batch_bytes: usize = 1_048_576, 1_000 to 100_000_000;
-        /// Share of its time (0 to 1) that handing hints to a server takes while this one's clients send 200 requests a second
-        /// or more; between two messages it rests, at most 200 ms. A share below 0.01 counts as that.
+        /// Share (0 to 1) of the time for handing hints to a server while clients send this one 200 requests a second or more;
+        /// between two messages it rests, at most 200 ms. A share below 0.01 counts as 0.01.
         handoff_share_busy: f64 = 0.25, 0 to 1;
         /// Milliseconds until handoff to a server that is up is tried again after a failure.
         handoff_retry_ms: u64 = 1_000, 10 to 3_600_000;
     }
     "reconciliation" {
-        /// Compare the replicas of every range all the time and make them equal, without waiting for reads. Without it,
-        /// what neither hints nor reads reach stays different, and no deletion is ever collected.
+        /// Compare the replicas of every range all the time and make them equal, without waiting for reads. Without it
+        /// replicas stay different where neither hints nor reads reach, and no deletion is ever collected.
         reconciliation: bool = true;
         /// Milliseconds between two comparisons of a range in which nothing differs.
         reconcile_round_ms: u64 = 1_000, 10 to 3_600_000;
-        /// Milliseconds for which new cells are left out: most are on their way to every replica anyway.
+        /// Cells younger than this many milliseconds are not compared yet: most are on their way to every replica anyway.
         reconcile_lag_ms: u64 = 1_000, 0 to 3_600_000;
         /// Drop deletions and expired values once every replica is proven to have them or something newer.
         collection: bool = true;
-        /// Milliseconds for which dead cells stay at least. Not what makes dropping them safe: it leaves clients that send
-        /// stamps of their own clocks that much room, for a stamp older than a collected deletion is refused.
+        /// Milliseconds for which deletions and expired values stay at least. Dropping them is safe without it; it gives that
+        /// much room to clients that choose stamps, for a stamp older than a collected deletion is refused.
         collection_lag_ms: u64 = 10_000, 0 to 1_000_000_000_000;
-        /// Milliseconds between two collections of a range: each flushes the memtable.
+        /// Milliseconds between two collections of a range at the least: each of them flushes the memtable.
         collection_pause_ms: u64 = 30_000, 0 to 1_000_000_000_000;
-        /// Cells looked at in one step, between which requests of clients get their turn: about half a millisecond.
+        /// Cells scanned in one step, about half a millisecond; clients' requests are served between two steps.
         reconcile_step_cells: usize = 512, 1 to 100_000;
-        /// Cells of one list of versions.
+        /// Cells in one list of versions.
         reconcile_list_cells: usize = 1_024, 1 to 10_000;
-        /// Cells of one message that brings cells: one list of versions, and one commit where they arrive.
+        /// Cells in one message that brings cells, and in one commit where they arrive.
         reconcile_batch_cells: usize = 1_024, 1 to 10_000;
-        /// Bytes of one message that brings cells; a single larger one is a message nonetheless.
+        /// Bytes of one message that brings cells; a single cell may be larger.
         reconcile_batch_bytes: usize = 1_048_576, 1_000 to 100_000_000;
-        /// Share of its time (0 to 1) a server spends on comparing one range while clients send requests ...
+        /// Share (0 to 1) of a server's time for comparing one range while clients send 20 requests a second or more. A share
+        /// below 0.001 counts as 0.001, here and in the next two.
         reconcile_share_busy: f64 = 0.002, 0 to 1;
-        /// ... and on a range that is not proven equal, and on sending and taking in what differs ...
+        /// The same for a range that is not proven equal, and for sending and receiving what differs.
         reconcile_mend_share_busy: f64 = 0.1, 0 to 1;
-        /// ... and on all of it while no clients come. A share below 0.001 counts as that.
+        /// The same for all of that while fewer requests come.
         reconcile_share_idle: f64 = 0.25, 0 to 1;
     }
     "liveness" {
         /// Milliseconds between two heartbeats on the connection to each other server.
         heartbeat_ms: u64 = 200, 10 to 60_000;
-        /// A server silent for this many heartbeat intervals (as lately measured) is Suspect: asked last.
+        /// A server that was silent for this many heartbeat intervals (as measured lately) is Suspect: it is asked last.
         suspect_after_intervals: f64 = 4.0, 2 to 1_000;
-        /// And for this many, Down. With the defaults a frozen server is Down after 1.6 s.
+        /// A server that was silent for this many is Down. With the defaults a frozen server is Down after 1.6 s.
         down_after_intervals: f64 = 8.0, 2 to 1_000;
         /// Milliseconds between two attempts to reach a server that is Down.
         reconnect_ms: u64 = 100, 1 to 60_000;
@@ -270,54 +272,56 @@ settings! {
         connect_timeout_ms: u64 = 1_000, 10 to 600_000;
     }
     "links to other servers" {
-        /// Requests under way at once to one other server; one more fails at once and leaves a hint.
+        /// Requests under way at once to one other server; further ones fail at once and leave hints.
         peer_calls_max: usize = 16_384, 1 to 10_000_000;
-        /// Bytes of requests waiting or under way to one other server; past it the same.
+        /// Bytes of requests to one other server that wait or are under way; beyond it further ones fail at once and leave hints.
         peer_queue_bytes_max: usize = 67_108_864, 1_000_000 to 100_000_000_000;
-        /// File with the numbers of servers from which this one hears nothing while they stand there. For drills: what
-        /// if a link is cut? Empty in life: then there is no such switch.
-        test_fault_switch: String = String::new(), 0 to 4_096;
     }
     "store" {
-        /// Bytes of the memtable (keys, cells and their overhead); then it is frozen and flushed to data.db. Memory
-        /// holds up to two of them.
+        /// Bytes of the memtable (keys, cells and their overhead). A full one is frozen and flushed to data.db while the next
+        /// fills, so memory holds up to two of them.
         memtable_bytes_max: usize = 67_108_864, 100_000 to 1_000_000_000_000;
-        /// Bytes of cells logged since the last memtable was frozen; then this one is flushed however small it is. The log holds
-        /// up to two of them, however few keys are written over and over; that bounds recovery and, with the hints, its file.
+        /// Bytes of cells logged since the last memtable was frozen, after which this one is flushed, however small it is. The
+        /// log holds up to twice that, however often few keys are written over; that bounds recovery and, with the hints, its file.
         log_bytes_max: usize = 268_435_456, 100_000 to 1_000_000_000_000;
-        /// Mutations waiting for the commit log; past it: overloaded.
+        /// Mutations waiting for the commit log; further ones are refused as overloaded.
         log_queue_mutations_max: usize = 65_536, 1 to 100_000_000;
-        /// Bytes waiting for the commit log; past it: overloaded.
+        /// Bytes waiting for the commit log; beyond it mutations are refused as overloaded.
         log_queue_bytes_max: usize = 67_108_864, 1_000_000 to 1_000_000_000_000;
-        /// After a transaction of the commit log with 6 requests or more the next begins at least so many microseconds later than
-        /// it did, unless 32 wait: fewer fsyncs, so that more is written, and sooner. Who writes one after the other waits for
-        /// nothing. With "process-crash" there is no fsync, and so no window. 0: a transaction begins as soon as the last one ended,
-        /// and the log's thread gives way to nobody.
+        /// After a commit of 6 or more requests, wait at least this many microseconds (from its start) before the next, unless 32
+        /// are queued: fewer fsyncs, higher throughput. A single sequential writer is not delayed. With "process-crash" there is
+        /// no fsync, and so no wait. 0: commit as soon as the last commit has ended, and never let other threads go first.
         commit_group_window_us: u64 = 700, 0 to 100_000;
-        /// Mutations of one transaction of the commit log: what has come until it begins, at most this many.
+        /// Mutations in one transaction of the commit log. It takes what has arrived when it begins, up to this many.
         commit_batch_mutations_max: usize = 4_096, 1 to 1_000_000;
         /// Bytes of one transaction of the commit log.
         commit_batch_bytes_max: usize = 8_388_608, 1_000 to 1_000_000_000;
-        /// Pages of SQLite's write-ahead log after which it is copied into the database. From 1000 on puts take the same; with
-        /// far more the file grows, which is up to twice as slow as overwriting it, and stalls get longer.
+        /// Pages of SQLite's write-ahead log after which it is copied into the database. Above 1000, puts are no faster; far above,
+        /// the file grows, which is up to twice as slow as overwriting it, and stalls get longer.
         wal_autocheckpoint_pages: usize = 1_000, 10 to 1_000_000;
-        /// Cells of one transaction while a memtable is flushed to data.db, or sstables are compacted there; a tenth of it as long
-        /// as there is time.
+        /// Cells in one transaction while a memtable is flushed to data.db, or sstables are compacted there; a tenth of that
+        /// while flushing keeps ahead of incoming writes.
         flush_transaction_cells: usize = 2_000, 1 to 1_000_000;
-        /// So many sstables are compacted together, or fewer that have a quarter of the large table's bytes. With more of them its
-        /// pages are written less often, and gets have more to look into, and a filter in memory of 12 bits a key each; as many
-        /// again may be flushed meanwhile.
+        /// Compact once there are this many sstables, or once they hold a quarter of the large table's bytes. With more, the
+        /// large table's pages are written less often, but gets have more to look into, and more filters are kept in memory
+        /// (12 bits a key). As many again may be flushed while a compaction runs.
         compaction_sstables: usize = 12, 1 to 12;
-        /// Bytes of cells of data.db that are kept in memory because they were read lately; 0: none.
+        /// Bytes of data.db's cells that are kept in memory because they were read lately; 0: none.
         cell_cache_bytes: usize = 8_388_608, 0 to 100_000_000_000;
-        /// Bytes of SQLite's page cache of each connection to data.db, and of the one that reads hints.
+        /// Bytes of SQLite's page cache for each connection to data.db, and for the one that reads hints.
         base_cache_bytes: usize = 8_388_608, 100_000 to 100_000_000_000;
-        /// Bytes of data.db that are mapped into memory, rather than copied from the operating system's cache, whose pages
-        /// they are: they count as the server's memory (RSS), but are given back when there is need. Each flush has them
-        /// mapped anew, which takes the longer the more they are. 0: none.
+        /// Bytes of data.db that are mapped into memory instead of copied from the operating system's cache. They count as the
+        /// server's memory (RSS), but the system takes them back when it needs to. Each flush remaps the file, which costs more the
+        /// larger this is. 0: none.
         base_mmap_bytes: usize = 268_435_456, 0 to 100_000_000_000_000;
-        /// Cells of one answer to the inspector, which walks a store in such steps.
+        /// Cells in one answer to the inspector, which walks a store in such steps.
         inspect_cells_max: usize = 1_024, 1 to 100_000;
+    }    "drills only" {
+        /// Milliseconds added to this server's wall clock: what if clocks disagree? 0 in production.
+        test_clock_offset_ms: i64 = 0, -1_000_000_000_000 to 1_000_000_000_000;
+        /// File with the numbers of servers from which this one hears nothing while they stand in it: what if a link is cut?
+        /// Empty in production: then there is no such switch.
+        test_fault_switch: String = String::new(), 0 to 4_096;
     }
 }
 

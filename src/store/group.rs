@@ -2,7 +2,7 @@
 //!
 //! A commit costs about the same whatever is in it: an fsync, whole pages, wake-ups on each replica. If it begins as soon as the last
 //! one ended it carries only those who were answered before the others, and the others go with the next. So after a commit of
-//! several requests the next begins a window later, in which the rest comes; who writes one after the other waits for nothing.
+//! several requests the next begins a window later, in which the rest comes. A client that writes one after the other is not delayed.
 //! Cassandra calls that `commitlog_sync: group`, PostgreSQL `commit_delay` with `commit_siblings`.
 //!
 //! Not here: what fills a transaction or the queue, and is not kept waiting either (`queue`).
@@ -11,10 +11,10 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// A commit of fewer requests was not several at once: another may follow right behind.
+/// After a commit of fewer requests than this the next may follow at once.
 pub(super) const SEVERAL: usize = 6;
 
-/// So many requests are worth a commit, however soon after the last.
+/// This many waiting requests are worth a commit, however soon after the last.
 pub(super) const ENOUGH: usize = 32;
 
 /// Keeps the commits of a log apart.
@@ -25,12 +25,12 @@ pub(super) struct Group {
 }
 
 impl Group {
-    /// After a commit of several requests the next begins so much later, unless [`ENOUGH`] wait.
+    /// After a commit of [`SEVERAL`] requests the next begins `window` later, unless [`ENOUGH`] wait.
     pub fn new(window: Duration) -> Group {
         Group { window, began: None }
     }
 
-    /// A commit of so many requests begins.
+    /// A commit of this many requests begins.
     pub fn begins(&mut self, requests: usize) {
         self.began = (requests >= SEVERAL && !self.window.is_zero()).then(Instant::now);
     }
@@ -50,6 +50,16 @@ impl Group {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::Config;
+
+    #[test]
+    fn the_help_text_of_the_window_names_these_numbers() {
+        let settings = Config::default().to_toml();
+        let entry = settings.split("\n\n").find(|entry| entry.contains("\ncommit_group_window_us = "));
+        let help = entry.expect("it is a setting").replace("\n# ", " ");
+        assert!(help.contains(&format!("commit of {SEVERAL} or more requests")), "{help}");
+        assert!(help.contains(&format!("unless {ENOUGH} are queued")), "{help}");
+    }
 
     #[tokio::test(start_paused = true)]
     async fn commits_of_several_are_kept_apart_and_others_are_not() {
