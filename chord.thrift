@@ -196,7 +196,7 @@ service Tetrachord {
 struct DigestRequest {
   1: binary after             // empty: from the first
   2: binary upto              // empty: to the last
-  3: i32 cells                // stop after so many; the server has its own bound too
+  3: i32 cells                // stop after this many; the server has its own bound too
 }
 
 // Order-independent digest of the cells in (after, upto]. Expired cells and tombstones count like any other.
@@ -382,7 +382,7 @@ struct PeerReconciled {
   10: list<PeerVersion> versions
   11: binary reached          // all versions below this engine key are listed
   12: list<PeerHeld> cells
-  13: i32 handled             // of the keys or cells sent, the first so many were looked at
+  13: i32 handled             // how many of the keys or cells sent were looked at, from the first on
   14: PeerMemory memory       // of the asking server
   15: PeerMemory claim        // of the answering server
   16: bool whole              // the answering server lacks nothing of this range that it once had

@@ -141,10 +141,10 @@ struct Inbox<T> {
     waiting: Waiting<T>,
 }
 
-/// Who is told of an answer.
+/// Who is to be notified of an answer.
 enum Waiting<T> {
     Nobody,
-    /// The task that awaits it; once so many answers are there, if they are plain ones.
+    /// The task that awaits it; notified once this many answers are there, if they are plain ones.
     Task(Waker, usize),
     /// See [`Answers::hand_over`]; and how many answers are due.
     Late(Box<dyn Late<T>>, usize),
@@ -212,7 +212,7 @@ impl<T: Answer> Answers<T> {
     }
 
     /// Nobody waits for the answers still due: `late` takes them as they are given, without a task of its own. Since
-    /// every [`AnswerTo`] yields an answer, it is told the end.
+    /// every [`AnswerTo`] yields an answer, it hears of the end.
     pub fn hand_over(self, mut late: Box<dyn Late<T>>) {
         let mut due = self.due;
         if let Some(shared) = self.shared {
@@ -261,7 +261,7 @@ impl<T: Answer> AnswerTo<T> {
             }
         }
         let waiting = std::mem::replace(&mut inbox.waiting, Waiting::Nobody);
-        drop(inbox); // who is told may lock others
+        drop(inbox); // whoever is notified may lock others
         match waiting {
             Waiting::Nobody => {}
             Waiting::Task(waker, _) => waker.wake(),

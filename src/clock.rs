@@ -33,7 +33,7 @@ pub struct Clock {
 }
 
 impl Clock {
-    /// The machine's clock, shifted by `offset_ms` milliseconds (a setting for drills; 0 in life).
+    /// The machine's clock, shifted by `offset_ms` milliseconds (a setting for drills; 0 in production).
     pub fn machine(offset_ms: i64) -> Clock {
         Clock::with_wall(move || machine_wall_us().saturating_add(offset_ms.saturating_mul(1000)))
     }

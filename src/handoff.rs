@@ -188,9 +188,9 @@ impl Handoff {
         self.stats.writes_ok.get() + self.stats.reads_ok.get()
     }
 
-    /// How many hints to send at once. What a slow server does not take in time it is sent again, and has to do again; were
-    /// the next delivery not to begin with as few as were too many at last, copies could come faster than it takes them,
-    /// for ever.
+    /// How many hints to send at once. What a slow server does not take in time is sent again, and is work for it again. So a
+    /// delivery begins with no more than the last one ended with: otherwise copies could come faster than the server takes
+    /// them, for ever.
     fn pace(&self, target: NodeId) -> usize {
         let known = self.taken_in_time.lock().expect("no panic while it is held");
         known.get(&target).copied().unwrap_or(self.config.handoff_batch_mutations)

@@ -43,7 +43,7 @@ pub async fn serve<S: Service>(
         failures: Seldom::default(),
     };
     server.accept_until_shutdown(&listener).await;
-    drop(listener); // who connects now is refused, and can go to another server
+    drop(listener); // clients that connect now are refused, and can go to another server
     server.stop().await;
 }
 

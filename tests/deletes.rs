@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use common::{Client, Cluster, put_request, wait_until};
 
-/// Everything that takes its time in life takes next to none, but what is collected lags behind what is compared, as in
+/// Everything that takes its time in production takes next to none, but what is collected lags behind what is compared, as in
 /// life; no hints, so that nothing but reconciliation moves cells.
 const QUICK: &str = "handoff = false\nread_repair = false\nreconcile_round_ms = 100\nreconcile_lag_ms = 100\n\
                      collection_lag_ms = 300\ncollection_pause_ms = 100\n";

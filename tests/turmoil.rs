@@ -2,10 +2,10 @@
 //! are cut, one way or both, or hold everything back, servers that crash and start again on what their disk has.
 //!
 //!   cargo test --features turmoil --test turmoil
-//!   TETRACHORD_TURMOIL_SEEDS=100 …      so many seeds, from 0
+//!   TETRACHORD_TURMOIL_SEEDS=100 …      this many seeds, from 0
 //!   TETRACHORD_TURMOIL_SEED=7 …         this one alone
 //!
-//! What the sockets' place is taken by is `src/net.rs`; all else is what runs in life, but for the clock and the threads
+//! What the sockets' place is taken by is `src/net.rs`; all else is what runs in production, except for the clock and the threads
 //! of the store, which the simulation gives. Data is in real files: a crash here is a killed process, not a power cut.
 //!
 //! What must hold, whatever happens: a QUORUM read shows the last acknowledged write of its key that ended before it
@@ -172,7 +172,7 @@ enum Fault {
     Held(usize),
     /// This server is not running.
     Crashed(usize),
-    /// To and from this server everything takes so many milliseconds.
+    /// To and from this server everything takes this many milliseconds.
     Slow(usize, u64),
 }
 

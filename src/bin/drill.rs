@@ -91,7 +91,7 @@ fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
         let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for SIGINT")?;
         let mut hang_up = signal(SignalKind::hangup()).context("cannot listen for SIGHUP")?;
         tokio::select! {
-            biased; // who wants it to end has the last word
+            biased; // a wish to end has the last word
             _ = interrupt.recv() => Ok(interrupted()),
             _ = terminate.recv() => Ok(interrupted()),
             _ = hang_up.recv() => Ok(interrupted()), // the terminal is gone: what was frozen is to go on all the same

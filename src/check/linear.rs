@@ -39,7 +39,7 @@ pub enum Outcome {
     },
     /// No order does.
     Not {
-        /// So many operations had begun when the first ones that no order explains had ended.
+        /// How many operations had begun when the first ones that no order explains had ended.
         begun: usize,
         /// Some of them that no order explains, in the order in which they began.
         counterexample: Vec<Operation>,

@@ -91,7 +91,7 @@ impl Promises {
         if level == Level::Any { 0 } else { level.needed(self.replicas).min(self.replicas) }
     }
 
-    /// Any `asked` replicas share one with so many; and one more than can have lost their files.
+    /// Any `asked` replicas share one with this many; and this many are more than can have lost their files.
     fn sharing(&self, asked: usize) -> usize {
         let left = if self.files == FilesLost::No { 0 } else { 2 };
         (self.replicas + 1).saturating_sub(asked).max(left)

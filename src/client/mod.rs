@@ -65,7 +65,7 @@ impl Default for ClientOptions {
         ClientOptions {
             connect_timeout: Duration::from_secs(1),
             call_timeout: Duration::from_secs(5),
-            calls_per_server_max: 256, // a server reads no more than so many from one connection (config.rs)
+            calls_per_server_max: 256, // a server reads no more than this many from one connection (config.rs)
             reply_bytes_max: 256 * 1024 * 1024,
             back_off_min: Duration::from_millis(20),
             back_off_max: Duration::from_secs(1),

@@ -21,8 +21,8 @@ pub struct RingView {
 /// The replication factor of a cluster that says nothing else.
 const COPIES_GUESS: usize = 3;
 
-/// The largest replication factor there can be (`config`). A view holds so many servers for each range, so what a server
-/// says must not go past it.
+/// The largest replication factor there can be (`config`). A view holds that many servers for each range, so it bounds
+/// what a server may say.
 const COPIES_MAX: usize = 100;
 
 impl RingView {

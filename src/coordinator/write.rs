@@ -365,7 +365,7 @@ mod tests {
     }
 
     proptest! {
-        /// A write that waits goes on waiting until so many have applied it as it says, or the last has answered.
+        /// A write that waits goes on waiting until as many as it needs have applied it, or the last has answered.
         #[test]
         fn nothing_follows_from_fewer_than_are_wanted(
             replicas in 1u32..6, level in prop::sample::select(vec![Level::One, Level::Two, Level::Quorum, Level::All]),

@@ -3,7 +3,7 @@
 //! Each client asks one thing at a time: mostly QUORUM puts and gets, some removals, and some at ONE and ALL. Every put
 //! writes a value that nobody else writes. A client rests a little between two operations, so that a run has an even
 //! rate of its own from which a fault can be told, whatever the machine can do. And it keeps to the keys of one server's
-//! range: who waits for keys that a fault has hit does not hold up the others, and the cost is seen to be a share.
+//! range: a client that waits for keys that a fault has hit does not hold up the others, and the cost is seen to be a share.
 //!
 //! What must always be true: an operation stands in the history with what its client was told and nothing better. What
 //! may have happened is [`Told::Unknown`].
@@ -31,7 +31,7 @@ const REST_MAX: Duration = Duration::from_millis(24);
 /// A client that was refused does not ask again at once.
 const REST_AFTER_REFUSAL: Duration = Duration::from_millis(50);
 
-/// Every so many keys there is one that is also written at ONE.
+/// One key in this many is also written at ONE.
 const WEAK_KEYS_EVERY: usize = 5;
 
 /// Bytes of a value.
@@ -64,7 +64,7 @@ pub fn keys(count: usize, run: u64) -> Vec<Bytes> {
     (0..count).map(key).collect()
 }
 
-/// What clients have been told so far, and the clock by which it is told.
+/// What clients have been answered so far, and the clock of these answers.
 pub struct Log {
     began: Instant,
     operations: Mutex<Vec<Operation>>,
@@ -81,7 +81,7 @@ impl Log {
         self.began.elapsed().as_micros() as u64
     }
 
-    /// The moment so many ms after the beginning.
+    /// The moment this many milliseconds after the beginning.
     pub fn at(&self, ms: u64) -> Instant {
         self.began + Duration::from_millis(ms)
     }

@@ -41,7 +41,7 @@ pub struct Scenario {
     pub settings: &'static str,
     /// Keys that the clients use, if a usual number would not show it.
     pub keys: Option<usize>,
-    /// What is done, within so many ms.
+    /// What is done, within the given milliseconds.
     plan: fn(u64) -> Vec<Strike>,
     script: Script,
     /// What will be seen.

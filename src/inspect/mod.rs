@@ -279,7 +279,7 @@ pub async fn inspect(client: &Client, progress: &AtomicU64) -> Report {
     }
 }
 
-/// What the replicas of each range say of it: proven only as far as the one that was told least knows.
+/// What the replicas of each range say of it: proven only as far as the replica that knows least says.
 fn ranges(described: &BTreeMap<NodeId, Description>) -> Vec<Range> {
     let mut found: BTreeMap<i32, Range> = BTreeMap::new();
     for state in described.values().flat_map(|description| description.ranges.iter().flatten()) {

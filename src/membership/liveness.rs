@@ -102,9 +102,9 @@ impl Change {
 pub struct Settings {
     /// Time between two heartbeats; the least that a smoothed interval can be.
     pub heartbeat: Duration,
-    /// Silent for so many intervals: Suspect.
+    /// Silent for this many intervals: Suspect.
     pub suspect_after_intervals: f64,
-    /// Silent for so many intervals: Down.
+    /// Silent for this many intervals: Down.
     pub down_after_intervals: f64,
     /// Time between two [`Event::Tick`]. A longer pause between two events is the observer's own.
     pub tick: Duration,
@@ -127,7 +127,7 @@ impl Settings {
 /// Weight of the newest interval in the smoothed one: 1/8, so that a single late answer moves it little.
 const SMOOTHING: u32 = 8;
 
-/// Reasons remembered as already told while Down; past it they are told again.
+/// Reasons remembered as already logged while Down; beyond this many they are logged again.
 const REASONS_MAX: usize = 8;
 
 /// What is known of one other server.

@@ -33,7 +33,7 @@ pub(super) struct Limits {
     pub(super) read_timeout: Duration,
 }
 
-/// What was asked and who is to be told.
+/// What was asked, and where its answer goes.
 pub(super) enum Asked {
     /// Mutations of different requests.
     Apply(Vec<AnswerTo<ApplyAnswer>>),
@@ -41,14 +41,14 @@ pub(super) enum Asked {
     ApplyBatch {
         /// How many.
         mutations: usize,
-        /// Who is told.
+        /// Where the answer goes.
         to: AnswerTo<Result<Vec<ApplyAnswer>, Failure>>,
     },
     /// A slice.
     Read {
         /// When it was asked.
         at: Instant,
-        /// Who is told.
+        /// Where the answer goes.
         to: AnswerTo<ReadAnswer>,
     },
     /// Something of reconciliation.
@@ -68,7 +68,7 @@ impl Asked {
         }
     }
 
-    /// How many are to be told.
+    /// How many answers there are to give.
     pub(super) fn count(&self) -> usize {
         match self {
             Asked::Apply(all) => all.len(),
@@ -363,7 +363,7 @@ mod tests {
             Asker { calls, answers: Answers::default(), now: Instant::now() }
         }
 
-        /// The sequence number of a call of so many bytes, or why it was not taken.
+        /// The sequence number of a call of `bytes` bytes, or why it was not taken.
         fn push(&mut self, bytes: usize) -> Result<i32, Failure> {
             let asked = Asked::Apply(vec![self.answers.expect(NodeId(1))]);
             let mut given = 0;

@@ -173,7 +173,7 @@ impl Link {
     /// Waits, but not once the other server has greeted: then it is there.
     async fn until_greeted(&self, wait: Duration) {
         tokio::select! {
-            biased; // who has just greeted is there
+            biased; // a server that has just greeted is there
             () = self.greeted.notified() => {}
             () = sleep(wait) => {}
         }

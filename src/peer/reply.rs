@@ -70,7 +70,7 @@ fn failures(answers: &[ApplyAnswer]) -> usize {
 
 type Clock = Result<Option<Stamp>, Damaged>;
 
-/// One answer for each of so many mutations.
+/// One answer for each of a number of mutations.
 fn applied(sequence: i32, message: &[u8], mutations: usize) -> (Vec<ApplyAnswer>, Clock) {
     let all = |failure: Failure| vec![ApplyAnswer::Failed(failure); mutations];
     let damaged = |damaged| (all(Failure::ConnectionLost), Err(damaged));

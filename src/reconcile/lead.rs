@@ -6,8 +6,8 @@
 //! The sums sent to all the others are one and the same, made once: if each of them says *the same*, all replicas were
 //! equal, even though they were asked one after the other.
 //!
-//! While clients write everywhere, sums do not last: a few leaves at a time are counted and compared at once (`walk`), and
-//! rests come between, not within. Where a write came in between nonetheless, lists settle what sums cannot: two
+//! While clients write everywhere, sums do not last: leaves are scanned and compared a few at a time (`walk`), with rests
+//! between them, not within. Writes that arrive in between are settled by exchanging lists: two
 //! replicas lack nothing of each other up to the cut if each has every cell of the other's list, or a newer one.
 
 use std::collections::BTreeMap;
@@ -106,7 +106,7 @@ pub(super) struct Scanned {
 struct Moved {
     /// Cells that were missing on one side.
     differing: u64,
-    /// Cells that came here, or went from here; whoever was asked before was not told of them.
+    /// Cells that came here, or went from here; replicas that were asked before do not know of them.
     changed_here: u64,
 }
 
@@ -408,8 +408,8 @@ impl Pass<'_> {
         Ok(spans)
     }
 
-    /// Finds the leaves in which the other server differs: group by group, then leaf by leaf. False: these are so many, or it
-    /// would have to scan so many, that a walk is better.
+    /// Finds the leaves in which the other server differs: group by group, then leaf by leaf. False: there are too many of
+    /// them, or it would have to scan too many, so that a walk is better.
     async fn descend(
         &self,
         follower: Follower,

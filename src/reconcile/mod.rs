@@ -3,7 +3,7 @@
 //! ```text
 //!   leaves (store) ─► sums ─► the first replica of a range that is up compares them with those of the others
 //!                               same: nothing moves │ a leaf differs: lists of versions ─► cells, both ways ─► merge
-//!   promises (every server): "I send no writes below this stamp any more"
+//!   promises (every server): "I send no writes below this stamp any more" (of stamps that my clock makes)
 //!   all replicas the same up to T, and no promise below T  ⇒  proven equal up to T
 //! ```
 //!
@@ -541,7 +541,7 @@ impl Reconciler {
         said
     }
 
-    /// The leader has so many cells in a stretch that this server is getting back.
+    /// The leader says how many cells it has in a stretch that this server is getting back.
     fn note_there(&self, index: usize, start: &[u8], cells: u64) {
         if let Some(refilling) = &mut self.known().refilling {
             refilling.there.entry(index).or_default().insert(start.to_vec(), cells);

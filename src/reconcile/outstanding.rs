@@ -1,5 +1,5 @@
 //! The stamps of the writes that this server coordinates and has not settled: below the oldest of them, and below what
-//! its clock makes next, it sends nothing any more.
+//! its clock makes next, it sends nothing any more, except with stamps that clients choose from now on.
 //!
 //! A stamp is made and noted under one lock, so that no promise falls between the two.
 

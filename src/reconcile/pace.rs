@@ -23,7 +23,7 @@ const REST_LOOK: Duration = Duration::from_millis(100);
 /// The longest rest asked of another server at once; its calls have deadlines.
 const REST_MAX: Duration = Duration::from_secs(1);
 
-/// No share is smaller, or it would never get anywhere.
+/// No share counts as smaller, or the work would never be done.
 const SHARE_MIN: f64 = 0.001;
 
 /// What work is for.
@@ -57,7 +57,7 @@ impl Pace {
         }
     }
 
-    /// So many requests of clients were worked on so far. Called about once a second.
+    /// Notes how many requests of clients were worked on so far. Called about once a second.
     pub fn note_requests(&self, requests: u64) {
         let now = Instant::now();
         let mut seen = self.seen.lock().expect("no panic while it is held");

@@ -59,7 +59,7 @@ pub struct Service {
     pub store: Store,
     /// This server and the others.
     pub replicas: Replicas,
-    /// The way to the others: who greets is there, and what waits is counted.
+    /// The way to the others: a server that greets is there, and what waits is counted.
     pub peers: Arc<dyn Peers>,
     /// Hints.
     pub handoff: Arc<Handoff>,

@@ -46,8 +46,8 @@ const PUT_LONG: &str = "INSERT INTO long_cells(cell, checksum) VALUES (?1, ?2)";
 const REPLACE_LONG: &str = "UPDATE long_cells SET cell = ?1, checksum = ?2 WHERE id = ?3";
 const DELETE_LONG: &str = "DELETE FROM long_cells WHERE id = ?1";
 
-/// How many times the bytes of what is to be written `cells` may have for it to be written there at once: then there are
-/// some cells for each page.
+/// Write straight to `cells` if it is at most this many times larger than the flush: then there are some cells for each of
+/// its pages.
 const AT_ONCE_TIMES: u64 = 4;
 
 /// The writing side.
@@ -64,11 +64,11 @@ pub(super) struct BaseWriter {
     has_long: std::cell::Cell<bool>,
     /// Those that are whole, in no order.
     sstables: Vec<Arc<SsTable>>,
-    /// So many are compacted, however few cells they have for each page of `cells`.
+    /// Once there are this many they are compacted, however few cells they have for each page of `cells`.
     compacted_together: usize,
     /// Slots of none whose tables have rows.
     to_clear: Vec<usize>,
-    /// No cell of `cells` has a larger stamp, but for those that the compaction under way has put there, all of which are
+    /// No cell of `cells` has a larger stamp, except those that the compaction under way has put there, all of which are
     /// in its sstables as well.
     cells_largest: Stamp,
     /// No cell of those sstables has a larger stamp.
@@ -79,7 +79,7 @@ pub(super) struct BaseWriter {
 
 /// A memtable on its way to the file.
 pub(super) struct Flush {
-    /// The one that it becomes, but for its long cells; `None`: all goes to `cells`.
+    /// The one that it becomes, without its long cells; `None`: all goes to `cells`.
     sstable: Option<SsTable>,
     /// No cell of the memtable has a larger stamp.
     largest: Stamp,
@@ -104,7 +104,7 @@ pub(super) struct Compaction {
 }
 
 impl Compaction {
-    /// Which part of it is done with so many cells more, about: 0 to 1.
+    /// About which part of it will be done after `more` cells: 0 to 1.
     pub fn done(&self, more: u64) -> f64 {
         (self.cells_done + more) as f64 / self.cells.max(1) as f64
     }
@@ -235,7 +235,7 @@ impl BaseWriter {
         self.base.show(SsTables::new(self.sstables.clone(), self.cells_largest));
     }
 
-    /// Gives so many free pages back to the file system, if there are many, in one transaction. True if there may be more.
+    /// Gives `pages` free pages back to the file system, if there are at least `free_min`, in one transaction. True if there may be more.
     /// A file that was made before pages could be given back only uses them again.
     pub fn give_back(&mut self, pages: usize, free_min: usize) -> Result<bool, StoreError> {
         let free = self.number("freelist_count")?;
@@ -429,8 +429,8 @@ impl BaseWriter {
         compaction
     }
 
-    /// Writes the next cells of a compaction, so many and so many bytes at most, at least one, in one transaction. With the
-    /// last of them its sstables are none any more. An error: nothing of this was written.
+    /// Writes the next cells of a compaction in one transaction: at least one, at most as many cells and bytes as given. With
+    /// the last of them its sstables cease to be any. An error: nothing of this was written.
     pub fn compact(
         &mut self,
         compaction: &mut Compaction,
@@ -499,7 +499,7 @@ impl BaseWriter {
         sqlite::set_meta(&self.connection, CELLS_LARGEST_STAMP, largest.0)
     }
 
-    /// Bytes of the file but for its sstables; with tables that wait to be cleared.
+    /// Bytes of the file without its sstables, but with tables that wait to be cleared.
     fn cells_bytes(&self) -> Result<u64, StoreError> {
         let pages = self.number("page_count")?.saturating_sub(self.number("freelist_count")?);
         let sstables: u64 = self.sstables.iter().map(|sstable| sstable.bytes).sum();

@@ -22,7 +22,7 @@ pub(super) struct BlockBuilder {
 }
 
 impl BlockBuilder {
-    /// An empty one, for pages of so many bytes.
+    /// An empty one, for pages of this size in bytes.
     pub fn new(page_bytes: usize) -> BlockBuilder {
         BlockBuilder { bytes: Vec::with_capacity(page_bytes), first: 0, page_bytes }
     }

@@ -57,7 +57,7 @@ impl Weighter<Box<[u8]>, Entry> for EntryBytes {
 }
 
 impl CellCache {
-    /// An empty one that keeps at most so many bytes.
+    /// An empty one that keeps at most this many bytes.
     pub fn new(bytes_max: usize) -> CellCache {
         let options = OptionsBuilder::new()
             .estimated_items_capacity(bytes_max / ENTRY_BYTES)

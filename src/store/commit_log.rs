@@ -71,10 +71,9 @@ const CACHE_BYTES: usize = 8 * 1024 * 1024;
 const INSERT_ROWS: [usize; 3] = [32, 8, 1];
 const ROW_COLUMNS: usize = 9;
 
-/// Rows forgotten for each that is written, so that forgetting keeps ahead of writing...
+/// Rows forgotten for each that is written, so that forgetting keeps ahead of writing.
 const FORGOTTEN_PER_ROW: usize = 2;
-/// ...and one for so many bytes at least, which few rows are shorter than: else the file would grow while many short ones wait
-/// to be forgotten and few long ones are written.
+/// Also forget one row per 64 bytes written, so that the file does not grow when a few long rows follow many short ones.
 const BYTES_PER_FORGOTTEN: usize = 64;
 /// The fewest rows forgotten together: with fewer the same page would be written again and again until it is empty.
 const FORGOTTEN_TOGETHER: i64 = 128;
@@ -95,7 +94,7 @@ pub(super) struct CommitLog {
     first: i64,
     /// Rows up to this one are flushed, and the file says so.
     flushed_upto: i64,
-    /// So many flushed rows may be forgotten for what was written since some last were.
+    /// How many flushed rows may be forgotten in return for what was written since the last were.
     forgettable: i64,
     next_hint: i64,
     checkpoints: Checkpoints,
@@ -383,7 +382,8 @@ impl CommitLog {
         Ok(())
     }
 
-    /// Forgets some rows with a commit of so many rows and hints, and bytes: a long deletion would hold up everybody.
+    /// Forgets some rows with a commit of `rows` rows and hints and `bytes` bytes: only some, for a long deletion would hold up
+    /// everybody.
     fn forget_with(&mut self, rows: usize, bytes: usize) -> rusqlite::Result<()> {
         let for_rows = FORGOTTEN_PER_ROW * rows;
         self.forgettable += for_rows.max(bytes / BYTES_PER_FORGOTTEN) as i64;
@@ -395,7 +395,7 @@ impl CommitLog {
         Ok(())
     }
 
-    /// Deletes so many of the rows that are flushed, if there are any.
+    /// Deletes `count` of the rows that are flushed, if there are any.
     fn forget(&mut self, count: i64) -> rusqlite::Result<()> {
         if !self.has_flushed_rows() {
             return Ok(());

@@ -1,12 +1,13 @@
-//! The log's writer, when it was woken, lets those who are ready go first, as long as that costs little.
+//! When the log's writer is woken it yields to threads that are ready to run, as long as that costs little.
 //!
-//! Whoever wakes up takes the processor from whoever runs, which on a busy machine are those who are about to hand it more: the server
-//! that reads a socket with twenty writes in it is stopped after the first. After them it finds all twenty, in one commit. Where
-//! nobody else is ready, yielding takes less than a microsecond, so unlike a timer it never leaves a processor idle.
+//! A thread that wakes up takes the processor from the one that runs, and on a busy machine that is the one about to hand it more
+//! work: a server that reads a socket with twenty writes in it is stopped after the first. If the writer goes after it, it finds all
+//! twenty and commits them together. Where no other thread is ready, yielding takes less than a microsecond, so unlike a timer it
+//! never leaves a processor idle.
 //!
-//! What it must not do is to give way to a program that has nothing to do with the store and computes: that keeps the
-//! processor for milliseconds, and each commit would wait for it. So once yields take long there are none for a while. What a
-//! yield does is the system's affair (`sched_yield(2)`); this was measured with Linux 6.18 on two processors.
+//! It must not yield to a program that has nothing to do with the store and computes: that keeps the processor for
+//! milliseconds, and each commit would wait for it. So once yields take long, there are none for a while. What a yield does is
+//! up to the system (`sched_yield(2)`); this was measured with Linux 6.18 on two processors.
 
 use std::thread;
 use std::time::Duration;
@@ -20,7 +21,7 @@ const LATELY_MAX: Duration = Duration::from_millis(24);
 /// A yield counts as no more than this: one may take long by chance.
 const COUNTED_MAX: Duration = Duration::from_millis(4);
 
-/// Then none for so long. Finding out again takes 40 ms or so, and more where each takes little more than is borne.
+/// How long there are none then. Finding out again takes about 40 ms, and longer where a yield takes only a little too long.
 const PAUSE: Duration = Duration::from_secs(3);
 
 /// Yields, unless that took long lately.

@@ -43,7 +43,7 @@ pub(super) trait Worker: Send + 'static {
     /// Does one piece of work. Never waits for anything but the disk.
     fn turn(&mut self) -> Turn;
 
-    /// True if those who are ready are likely to have more work for it: they go first after a wait.
+    /// True if other threads that are ready to run are likely to have more work for it: they go first after a wait.
     fn gives_way(&self) -> bool {
         false
     }
@@ -108,7 +108,7 @@ impl Bell {
 /// sync a batch of one while the others are still being read.
 #[derive(Default)]
 pub(super) struct Arrivals {
-    /// Something was queued since the worker was told.
+    /// Something was queued since the worker was last notified.
     any: AtomicBool,
     noted: Notify,
 }

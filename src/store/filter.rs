@@ -45,7 +45,7 @@ impl KeyHash {
 }
 
 impl Filter {
-    /// An empty one for about so many keys.
+    /// An empty one for about this many keys.
     pub fn new(keys: usize) -> Filter {
         let blocks = (keys.saturating_mul(KEY_BITS) / 8).min(BYTES_MAX) / BLOCK_BYTES + 1;
         Filter { blocks: vec![[0; WORDS]; blocks].into() }

@@ -41,7 +41,7 @@ const SHORTER: usize = 10;
 /// Cells of a flushed memtable whose memory is given back at once: that takes half a millisecond or so.
 const FREED_CELLS: usize = 4096;
 
-/// The one who writes data.db.
+/// The only writer of data.db.
 pub(super) struct Flusher {
     shared: Arc<Shared>,
     base: BaseWriter,
@@ -68,7 +68,7 @@ struct Job {
 /// A compaction under way.
 struct Compacting {
     compaction: Compaction,
-    /// When it began so many flushes had been done.
+    /// How many flushes had been done when it began.
     flushes: u64,
     pace: Pace,
 }
@@ -293,7 +293,7 @@ impl Flusher {
         }
     }
 
-    /// What nobody's write waits for has failed: who wants it asks again, the next collection drops what this one did not, a
+    /// Something that no write waits for has failed: whoever wants it asks again, the next collection drops what this one did not, a
     /// compaction goes on where it was.
     fn fail_in_background(&mut self, what: &str, error: &StoreError) -> Turn {
         match fault_of(error) {
@@ -403,7 +403,7 @@ struct Step {
     next: Option<Vec<u8>>,
 }
 
-/// Writes one transaction of cells from `from` on, so many and so many bytes at most, at least one.
+/// Writes one transaction of cells from `from` on: at least one, at most as many cells and bytes as given.
 fn write_step(
     base: &mut BaseWriter,
     flush: &mut Flush,

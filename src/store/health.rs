@@ -62,7 +62,7 @@ impl Health {
         self.reasons.lock().expect("no panic while it is held").flush = None;
     }
 
-    /// Why the flush does not get on.
+    /// Why the flush makes no progress.
     pub fn flush_trouble(&self) -> Option<Arc<str>> {
         self.reasons.lock().expect("no panic while it is held").flush.clone()
     }

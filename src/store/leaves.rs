@@ -7,7 +7,7 @@
 //! behind each key whose hash has `BOUNDARY_BITS` zero bits, so replicas with equal keys cut alike without talking
 //! about it, and a key written in one place moves no cut elsewhere.
 //!
-//! What must always be true: a sum that is there is what a scan would say now, but for cells that were committed a
+//! What must always be true: a sum that is there is what a scan would say now, except for cells that were committed a
 //! moment ago and not marked yet. Sums are never stored: after a start there are none, and a scan makes them again.
 //!
 //! Why not keep sums up to date with each write instead (XOR the old version out, the new one in)? The old version of
@@ -25,7 +25,7 @@ use crate::key::{self, PARTITION_KEY_BYTES_MAX, TableId};
 use super::sorted_cells::Key;
 use super::view::cell_hash;
 
-/// A leaf ends behind a key whose hash has so many low zero bits: 1,024 cells on average, a millisecond or two to scan.
+/// A leaf ends behind a key whose hash has this many low zero bits: 1,024 cells on average, a millisecond or two to scan.
 const BOUNDARY_BITS: u32 = 10;
 
 /// Cells of a leaf, on average.

@@ -3,7 +3,7 @@
 //!   apply ─► queue ─► writer: log.db (SQLite, one fsync for all that waited) ─► memtable (merge) ─► answers
 //!   flush:  memtable, frozen ─► data.db (SQLite, sorted), in bounded transactions ─► the log forgets, bit by bit
 //!   later:  sstables, which flushes have left in data.db ─► its one large table
-//!   read:   memtable ∪ frozen ∪ data.db, merged, on the thread of the one who asks
+//!   read:   memtable ∪ frozen ∪ data.db, merged, on the thread that asks
 //!   start:  check both files ─► replay log.db over data.db ─► serve
 //!
 //! What holds at every moment, a crash included:
@@ -391,7 +391,7 @@ impl Store {
         self.leaves().leaf_at(key, end)
     }
 
-    /// Looks at so many cells more. On the caller's thread: a few microseconds each.
+    /// Looks at up to `cells_max` more cells. On the caller's thread: a few microseconds each.
     pub fn scan(&self, scan: &mut Scan, cells_max: usize) -> Result<(), StoreError> {
         if scan.complete {
             return Ok(());
@@ -417,13 +417,13 @@ impl Store {
         self.leaves().each(start, end, show);
     }
 
-    /// The cells from one engine key up to but without another, at most so many and about a megabyte, and whether those
+    /// The cells from one engine key up to but without another, at most `cells_max` and about a megabyte, and whether those
     /// are all.
     pub fn run(&self, start: &[u8], end: &[u8], cells_max: usize) -> Result<Run, StoreError> {
         self.shared().view.range(start, Some(end), cells_max, RUN_BYTES_MAX)
     }
 
-    /// The oldest hints for a server, at most so many and so many bytes, but at least one if there is any.
+    /// The oldest hints for a server: at most `count_max` and `bytes_max` bytes, but at least one if there is any.
     pub fn hints(&self, target: NodeId, count_max: usize, bytes_max: usize) -> Result<Vec<Hint>, StoreError> {
         let reader = self.shared().log_reader.lock().expect("no panic while it is held");
         hint_log::oldest(&reader, &self.shared().log_path, target, count_max, bytes_max)
@@ -596,7 +596,7 @@ impl Shared {
         if self.health.latch(reason) {
             log::error!("{reason}; no more writes are taken until this server is restarted, reads go on");
         }
-        self.writer_bell.ring(); // whoever waits is to be told
+        self.writer_bell.ring(); // so that those who wait are answered
         self.flusher_bell.ring();
     }
 

@@ -2,10 +2,10 @@
 //!
 //! A flush is not urgent until the next memtable is nearly full, a compaction not until the slots of sstables are, and those
 //! who answer need the processors and the disk. So transactions are short, and between two of them the flusher rests, as long
-//! as it gets on faster than that room fills. Once it does not it does not rest, and transactions are long, which costs the
+//! as it is faster than that room fills. Once it falls behind, it stops resting, and transactions are long, which costs the
 //! least: writes that find all room taken wait for it.
 //!
-//! What counts is how fast both get on lately: however much there is to do, nothing is urgent once nobody writes.
+//! What counts is how fast each was lately: however much there is to do, nothing is urgent once nobody writes.
 
 use std::time::Duration;
 
@@ -30,7 +30,7 @@ const LOOK: Duration = Duration::from_millis(10);
 /// How full the room may be when the work is done. The rest is for what comes in between, such as a disk that gets slower.
 const FULL_WHEN_DONE: f64 = 0.7;
 
-/// For so long both are watched before what was is forgotten.
+/// How long both are watched before older measurements are forgotten.
 const LATELY: Duration = Duration::from_secs(1);
 
 /// The pace of a flush or of a compaction.
@@ -53,13 +53,13 @@ pub(super) struct Standing {
 }
 
 impl Pace {
-    /// For work that begins, and rests so many times as long as its steps took.
+    /// For work that begins now, and after each step rests `rest` times as long as the step took.
     pub fn new(rest: u32) -> Pace {
         let before = Standing { done: 0.0, full: 0.0 };
         Pace { before, at: Instant::now(), rests_until: None, rest }
     }
 
-    /// True if the work gets on faster than the room fills.
+    /// True if the work advances faster than the room fills.
     pub fn is_in_time(&mut self, now: Standing) -> bool {
         let in_time = is_in_time(self.before, now);
         if self.at.elapsed() >= LATELY || now.full < self.before.full {
@@ -80,7 +80,7 @@ impl Pace {
     }
 }
 
-/// How long to rest after a step that began then: so many times as long.
+/// How long to rest after a step that began at `began`: `times` times as long as it took.
 pub(super) fn rest_after(began: Instant, times: u32) -> Duration {
     (began.elapsed() * times).clamp(REST_MIN, REST_MAX)
 }

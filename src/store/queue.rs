@@ -82,7 +82,7 @@ struct Waiting {
     bytes: usize,
     /// How many of them, the first, may be taken.
     released: usize,
-    /// Who takes is not to be told of fewer.
+    /// The taker is not to be woken for fewer.
     enough: usize,
     /// Nobody takes any more.
     closed: bool,
@@ -118,16 +118,16 @@ impl Queue {
         Ok(())
     }
 
-    /// What waits now may be taken ([`Arrivals`](super::drive::Arrivals) says when and why). True if whoever takes is to be
-    /// told.
+    /// What waits now may be taken ([`Arrivals`](super::drive::Arrivals) says when and why). True if the taker is to
+    /// be woken.
     pub fn release(&self) -> bool {
         let mut waiting = self.waiting.lock().expect("no panic while it is held");
         waiting.released = waiting.requests.len();
         self.has_enough(&waiting)
     }
 
-    /// From now on whoever takes is to be told of so many and no fewer, but for what fills a transaction or half of the queue.
-    /// True if they are there.
+    /// From now on the taker is to be woken for no fewer than `enough`, unless those there fill a transaction or half of the
+    /// queue. True if they are there.
     pub fn tell_of(&self, enough: usize) -> bool {
         let mut waiting = self.waiting.lock().expect("no panic while it is held");
         waiting.enough = enough;

@@ -217,7 +217,7 @@ mod tests {
     use super::*;
     use crate::cell::Stamp;
 
-    /// Whoever has been told the sstables, and only then sees the file, may find their tables cleared.
+    /// A reader that learnt which sstables there are before it saw the file might find their tables cleared.
     #[test]
     fn a_file_is_not_read_with_the_sstables_of_before() {
         let dir = tempfile::tempdir().unwrap();

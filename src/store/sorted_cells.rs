@@ -331,7 +331,8 @@ impl Node {
         self.keys().iter().zip(&self.cells).map(|(key, cell)| (&**key, &**cell))
     }
 
-    /// What has no room any more becomes a node of its own: half of it, but whoever appends to the last leaves that full.
+    /// What has no room any more becomes a node of its own: half of the cells, or, when appending to the last node, only the new
+    /// one, which leaves that node full.
     fn insert(&mut self, key: Key, cell: Box<[u8]>, last: bool) -> Option<Box<Node>> {
         let at = self.keys().partition_point(|held| *held <= key);
         if self.len < NODE_CELLS {
@@ -405,7 +406,7 @@ fn last_upto(keys: [&Key; TOGETHER], among: [&[Key]; TOGETHER]) -> [usize; TOGET
 pub(super) struct Remains(Vec<Branch>);
 
 impl Remains {
-    /// Gives the memory of about so many cells back. False if those were the last.
+    /// Gives the memory of about this many cells back. False if those were the last.
     pub fn free(&mut self, cells: usize) -> bool {
         for _ in 0..cells.div_ceil(NODE_CELLS) {
             let Some(branch) = self.0.last_mut() else { break };

@@ -306,11 +306,11 @@ pub(super) fn checkpoint(connection: &Connection, how: &str) -> rusqlite::Result
 
 /// When a write-ahead log is to be copied into its database: by the pages it has, of which SQLite tells after each commit.
 pub(super) struct Checkpoints {
-    /// Each time so many pages were written.
+    /// Each time this many pages were written.
     every: usize,
-    /// So many the write-ahead log has.
+    /// How many pages the write-ahead log has.
     pages: Arc<AtomicUsize>,
-    /// So many it had when that was last due: readers may have kept some from being copied.
+    /// How many it had when a checkpoint was last due: readers may have kept some from being copied.
     due_at: usize,
 }
 
@@ -327,7 +327,7 @@ impl Checkpoints {
         Ok(checkpoints)
     }
 
-    /// True once for every so many pages.
+    /// True once for every `every` pages.
     pub fn are_due(&mut self) -> bool {
         let pages = self.pages.load(Ordering::Relaxed);
         if pages < self.due_at {

@@ -1,4 +1,4 @@
-//! The one who writes log.db: takes what is queued, commits it in one transaction, merges it into the memtable, answers.
+//! The only writer of log.db: takes what is queued, commits it in one transaction, merges it into the memtable, answers.
 //!
 //!   queue ─► log.db (one fsync for the whole batch) ─► memtable ─► answers, all with one wake-up ─► checkpoint, if due
 //!
@@ -43,7 +43,8 @@ use crate::mutation::Mutation;
 /// Cells merged under one hold of the memtable's lock, so that readers get in between.
 const CELLS_PER_HOLD: usize = 256;
 
-/// Rows are forgotten by themselves only once nothing was written for so long: what comes next would wait for it.
+/// Rows are forgotten in a transaction of their own only once nothing was written for this long: what comes next would wait
+/// for it.
 const QUIET: Duration = Duration::from_millis(100);
 
 /// How many times as long as that took the writer then rests, for what might come.
@@ -52,7 +53,7 @@ const REST_OF_FORGETTING: u32 = 4;
 /// How often a transaction that leaves no trace tries whether the disk has space again.
 const PROBE: Duration = Duration::from_secs(1);
 
-/// The one who writes log.db.
+/// The only writer of log.db.
 pub(super) struct Writer {
     shared: Arc<Shared>,
     log: CommitLog,
@@ -402,7 +403,7 @@ impl Writer {
         memory.has_room(self.memtable_bytes_max, self.log_bytes_max)
     }
 
-    /// Both memtables are full. Callers wait and, once the queue is full, are refused; if the flush does not get on,
+    /// Both memtables are full. Callers wait and, once the queue is full, are refused; if the flush makes no progress,
     /// they are refused at once.
     fn wait_for_room(&mut self) -> Turn {
         let Some(reason) = self.shared.health.flush_trouble() else { return self.wait_or_end(None) };

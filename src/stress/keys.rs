@@ -169,7 +169,7 @@ pub struct Zipfian {
 }
 
 impl Zipfian {
-    /// Over so many items, at least 1.
+    /// Over `items` items, at least 1.
     pub fn new(items: u64) -> Zipfian {
         assert!(items > 0);
         let mut zipfian = Zipfian { items: 0, zeta: 0.0, eta: 0.0 };

@@ -236,9 +236,9 @@ pub enum WrongUse {
 /// When a phase ends.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum End {
-    /// After so long.
+    /// After this time.
     After(Duration),
-    /// After so many operations.
+    /// After this many operations.
     Operations(u64),
 }
 

@@ -24,7 +24,7 @@ use super::options::End;
 /// Distance of the moments at which operations fall due.
 const TICK: Duration = Duration::from_micros(250);
 
-/// Operations due before the end are still begun for so long after it.
+/// How long after the end operations that were due before it are still begun.
 const GRACE: Duration = Duration::from_secs(1);
 
 /// The clockwork of one phase, for all callers.

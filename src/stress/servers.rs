@@ -17,7 +17,7 @@ use crate::net::TcpListener;
 use crate::nodes::{Address, Nodes};
 use crate::thrift::method::{Describe, GetStats};
 
-/// Servers are asked for so long.
+/// How long servers are asked.
 const PATIENCE: Duration = Duration::from_secs(3);
 
 /// Microseconds of one clock tick of `/proc/PID/stat`: Linux shows 100 a second to programs on every machine.

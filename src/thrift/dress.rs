@@ -5,7 +5,7 @@
 //!   length · 0x80 … / 0x82 …   framed binary or compact; the length is four bytes
 //!   length · 0x0fff …          framed THeader, which names its protocol
 //!
-//! The first byte of a connection tells whether it is framed; what a frame holds is told for each frame. A framed
+//! The first byte of a connection tells whether it is framed; what a frame holds is found out for each frame. A framed
 //! message's length is held against the bound before anything is reserved for it. An answer wears what its call wore.
 //!
 //! Not here: the message (`codec`), where an unframed one ends (`scan`).

@@ -100,7 +100,7 @@ enum Open {
     Header,
     /// A struct: fields until a stop.
     Fields,
-    /// A container: `left` values of these kinds by turns, so that `second` is due when one value is left. The two
+    /// A container: `left` values of these two kinds alternately, so that `second` is due when one value is left. The two
     /// are the same for lists and sets.
     Values { first: Kind, second: Kind, left: usize },
 }
@@ -108,9 +108,9 @@ enum Open {
 /// As much of a type as is needed to walk over its values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
-    /// So many bytes.
+    /// This many bytes.
     Fixed(usize),
-    /// A number of at most so many bytes, seven bits in each.
+    /// A number of at most this many bytes, seven bits in each.
     Varint(usize),
     /// A length and that many bytes.
     Bytes,

@@ -29,7 +29,7 @@ enum Announced {
     Field(TType),
     /// Values of this type, as elements of a list or set.
     Elements(TType),
-    /// Values of these types by turns, as keys and values of a map; true: a key is next.
+    /// Values of these two types alternately, the keys and values of a map; true: a key is next.
     Entries(TType, TType, bool),
     /// Fields, each announced on its own.
     Struct,

@@ -39,9 +39,9 @@ pub enum End {
 /// What is wrong with a disk.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Trouble {
-    /// One write in so many fails; 0: none.
+    /// One write in this many fails; 0: none.
     pub failing_writes: u32,
-    /// One sync in so many fails; 0: none.
+    /// One sync in this many fails; 0: none.
     pub failing_syncs: u32,
     /// Files cannot grow.
     pub full: bool,

@@ -37,12 +37,12 @@ use super::trace::Trace;
 pub struct Weather {
     /// Delay of one direction, in milliseconds: from, to.
     pub delay_ms: (u64, u64),
-    /// One call in so many takes up to this much longer (ms); 0: none.
+    /// One call in this many takes up to this much longer (ms); 0: none.
     pub straggler_one_in: u32,
     pub straggler_ms: u64,
-    /// One message in so many is lost; 0: none.
+    /// One message in this many is lost; 0: none.
     pub lost_one_in: u32,
-    /// One call in so many comes twice; 0: none.
+    /// One call in this many comes twice; 0: none.
     pub twice_one_in: u32,
 }
 

@@ -33,7 +33,7 @@ pub struct Plan {
 pub enum Fault {
     /// A process ends and is started again.
     End { node: NodeId, end: End, down_ms: u64 },
-    /// The same in the middle of a write or sync, so many of them from now.
+    /// The same in the middle of a write or sync, this many of them from now.
     Fuse { node: NodeId, operations: u32, end: End, down_ms: u64 },
     /// All at once.
     EndAll { end: End, down_ms: u64 },
@@ -55,7 +55,7 @@ pub enum Fault {
     LoseDisk { node: NodeId, down_ms: u64 },
     /// A server's files are copied, and so long later put back.
     OldCopy { node: NodeId, ms: u64 },
-    /// A disk takes its time: so many milliseconds for each piece of work.
+    /// A disk takes its time: this many milliseconds for each piece of work.
     SlowDisk { node: NodeId, pause_ms: u64, ms: u64 },
 }
 
@@ -87,7 +87,7 @@ pub struct Step {
 /// What a client does with a key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum What {
-    /// Writes a value of so many bytes.
+    /// Writes a value of this many bytes.
     Put(usize),
     Remove,
     Get,

@@ -442,8 +442,7 @@ impl World {
         others.filter(remembers).map(|other| (other, self.place(other, |place| place.generation))).collect()
     }
 
-    /// The files of a server that has just ended are gone, or others are in their place.
-    /// In them so many rows were logged.
+    /// The files of a server that has just ended are gone, or others are in their place, in which `logged` rows were logged.
     fn replace_files(&self, node: NodeId, files: Image, generation: i64, logged: Option<i64>) {
         let witnesses = logged.map_or(Vec::new(), |logged| self.witnesses(node, logged));
         self.place(node, |place| {

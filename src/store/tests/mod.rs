@@ -26,7 +26,7 @@ use crate::key::{KV_TABLE, TableId};
 /// The node a test asks.
 const HERE: NodeId = NodeId(0);
 
-/// Limits as small as they may be, so that little data does what much does in life.
+/// Limits as small as they may be, so that little data does what much does in production.
 fn tiny() -> Config {
     Config {
         memtable_bytes_max: 100_000,

@@ -95,7 +95,7 @@ async fn several_writes_at_once_are_committed_together_and_one_after_the_other_w
     let config = Config { commit_group_window_us: window.as_micros() as u64, ..tiny() };
     let dir = directory();
     let (store, _) = try_open(dir.path(), &config, Drive::task()).unwrap();
-    // How long, in virtual time, so many puts at once took.
+    // How long, in virtual time, this many puts at once took.
     let took = async |puts: usize| {
         let began = Instant::now();
         let all = apply_all(&store, (0..puts).map(|key| kv([key as u8], value(1, "v"))));
@@ -473,7 +473,7 @@ async fn hints_are_kept_in_order_counted_and_forgotten() {
     assert_eq!(gauge(&store, "hints"), 1);
 }
 
-/// Writes so many cells of 200 bytes.
+/// Writes `cells` cells of 200 bytes.
 pub(super) async fn fill(store: &Store, cells: usize, prefix: &str) {
     apply_all(store, (0..cells).map(|number| kv(format!("{prefix} {number}"), value(1, [0; 200])))).await;
 }

@@ -68,7 +68,7 @@ impl<'a> Input<'a> {
         self.take(4).iter().fold(0, |number, byte| number << 8 | u32::from(*byte))
     }
 
-    /// At most so many bytes.
+    /// At most this many bytes.
     fn take(&mut self, count: usize) -> &'a [u8] {
         let (taken, rest) = self.0.split_at(count.min(self.0.len()));
         self.0 = rest;
