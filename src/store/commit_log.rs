@@ -156,15 +156,17 @@ impl CommitLog {
         })
     }
 
-    /// Replays what is not flushed and gets ready to write. Returns the rows as a memtable and how many they were.
-    /// Whenever they fill `window_bytes`, `flush` writes them to data.db, up to the given sequence.
+    /// Replays what data.db, which holds the rows up to `held_upto`, does not have, and gets ready to write. Returns the
+    /// cells as a memtable and how many rows were read. Whenever they fill `window_bytes`, `flush` writes them to data.db,
+    /// up to the given sequence.
     pub fn recover(
         &mut self,
+        held_upto: i64,
         window_bytes: usize,
         progress: &mut impl FnMut(u64),
         mut flush: impl FnMut(Memtable, i64) -> Result<(), OpenError>,
     ) -> Result<(Memtable, u64), OpenError> {
-        let mut replay = Replay::new(self.flushed_upto);
+        let mut replay = Replay::new(self.flushed_upto, held_upto);
         let rest = loop {
             let window = replay.window(&self.connection, &self.path, window_bytes, progress)?;
             let table = Memtable::from_unsorted(window.cells);

@@ -123,7 +123,7 @@ impl Flusher {
     /// How a flush stands against the active memtable. The next transaction counts as written: none is behind from the first.
     fn standing(&self, job: &Job) -> Standing {
         let written = job.cells + self.transaction_cells as u64;
-        Standing { done: written as f64 / job.frozen.table.len() as f64, full: self.fullness() }
+        Standing { done: written as f64 / job.frozen.table.len().max(1) as f64, full: self.fullness() }
     }
 
     /// How a compaction stands against what is flushed meanwhile.
@@ -266,16 +266,16 @@ impl Flusher {
         })
     }
 
-    /// One step of dropping what was collected, when there is nothing to flush.
+    /// One step of dropping what was collected, when all that was logged before is flushed.
     fn collect(&mut self) -> Turn {
-        if self.collecting.is_none() {
-            let flushed = !self.shared.flush_wanted.load(Atomic::Acquire);
-            if !flushed || !self.shared.collect_wanted.swap(false, Atomic::AcqRel) {
-                return Turn::Wait(None);
-            }
+        // In this order: what is wanted no more is frozen.
+        if self.shared.flush_wanted.load(Atomic::Acquire) || self.is_frozen() {
+            return Turn::Wait(None); // the bell rings once it is frozen
+        }
+        if self.collecting.is_none() && self.shared.collect_wanted.swap(false, Atomic::AcqRel) {
             self.collecting = Some(Collecting::new());
         }
-        let mut collecting = self.collecting.take().expect("it was begun");
+        let Some(mut collecting) = self.collecting.take() else { return Turn::Wait(None) };
         match collecting.step(&self.shared, &mut self.base) {
             Ok(ControlFlow::Continue(())) => {
                 self.collecting = Some(collecting);

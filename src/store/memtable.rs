@@ -83,7 +83,7 @@ impl Memory {
 
     /// True if what is active is to be flushed before it takes more.
     pub fn is_full(&self, memtable_bytes_max: usize, log_bytes_max: usize) -> bool {
-        self.active.len() > 0 && self.fullness(memtable_bytes_max, log_bytes_max) >= 1.0
+        self.fullness(memtable_bytes_max, log_bytes_max) >= 1.0
     }
 
     /// How near it is to that: from 0, when nothing was written since the last freeze, to 1 and a little more.

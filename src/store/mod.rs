@@ -228,8 +228,9 @@ impl Store {
         let hints = hint_log::check_all(log.connection(), log.path())?;
         log.note_hints(hints.largest_sequence);
 
+        let held_upto = base.flushed_upto();
         let (active, rows_replayed) =
-            log.recover(config.memtable_bytes_max, &mut progress, |table, upto| {
+            log.recover(held_upto, config.memtable_bytes_max, &mut progress, |table, upto| {
                 flush::flush_at_start(&mut base, &table, config.flush_transaction_cells, upto)
             })?;
         if !log_created {
@@ -548,7 +549,7 @@ impl Shared {
             writer_bell: Arc::default(),
             arrivals: Arc::default(),
             flusher_bell: Arc::default(),
-            flushed_upto: AtomicI64::new(log.flushed_upto()),
+            flushed_upto: AtomicI64::new(base.flushed_upto()),
             log_first: AtomicI64::new(log.first()),
             log_last: AtomicI64::new(log.last()),
             hint_totals: Mutex::new(hint_totals),

@@ -14,7 +14,7 @@ use super::disk::Disk;
 use super::hint_log::{self, HintTotals};
 use super::mark::{Mark, Reached};
 use super::memtable::{Memory, Memtable};
-use super::replay;
+use super::replay::{self, WholeLog};
 use super::sqlite::{self, OpenError, StoreError};
 use super::view::{Digest, Page, View};
 use crate::answer::NodeId;
@@ -38,12 +38,11 @@ impl Offline {
         let path = dir.join(commit_log::FILE);
         let log = sqlite::open_to_read(disk, &path, &commit_log::FORMAT, config.base_cache_bytes, 0)?;
         let hints = hint_log::check_all(&log, &path)?;
-        let (cells, flushed_upto) = replay::read_all(&log, &path, &mut |_| {})?;
+        let WholeLog { cells, flushed_upto, upto } = replay::read_all(&log, &path, held_upto)?;
         super::check_base_is_not_older(base.path(), held_upto, flushed_upto)?;
         let rows = cells.len() as u64;
         let hinted_upto = sqlite::meta(&log, &path, commit_log::HINTED_UPTO)?.unwrap_or(0);
-        let reached =
-            Reached { row: flushed_upto + rows as i64, hint: hints.largest_sequence.max(hinted_upto) };
+        let reached = Reached { row: upto, hint: hints.largest_sequence.max(hinted_upto) };
         super::check_log_reaches_its_mark(&mark, &path, reached, promised)?;
         let memory = Memory::new(Memtable::from_unsorted(cells));
         Ok(Offline {

@@ -2,6 +2,9 @@
 //!
 //! The whole log is looked through before damage is reported, so that the report says how much there is. See
 //! `commit_log` for what must hold.
+//!
+//! Rows that data.db holds may still be there, for the log hears of a flush with its next commit. They are checked like
+//! all others, but their cells are not taken: what shadows one of them may have been collected since.
 
 use std::path::Path;
 
@@ -22,6 +25,8 @@ pub(super) struct Replay {
     pub upto: i64,
     /// Rows read.
     pub rows: u64,
+    /// data.db holds the cells of the rows up to this sequence.
+    held_upto: i64,
     damage: Damage,
 }
 
@@ -33,9 +38,9 @@ pub(super) struct Window {
 }
 
 impl Replay {
-    /// From after this sequence on.
-    pub fn new(flushed_upto: i64) -> Replay {
-        Replay { upto: flushed_upto, rows: 0, damage: Damage::default() }
+    /// From after one sequence on; data.db holds the cells up to another.
+    pub fn new(flushed_upto: i64, held_upto: i64) -> Replay {
+        Replay { upto: flushed_upto, rows: 0, held_upto, damage: Damage::default() }
     }
 
     /// Reads on until the cells take `bytes_max` in a memtable. After the first damage it only counts what else is
@@ -63,7 +68,7 @@ impl Replay {
                 Ok(None) => break,
                 Err(source) => return Err(self.unreadable(path, source)),
             };
-            if let Some(packed) = self.take(row) {
+            if let Some(packed) = self.take(row).filter(|_| self.upto > self.held_upto) {
                 bytes += memtable::entry_bytes(&packed.0, packed.1.len());
                 cells.push(packed);
             }
@@ -88,11 +93,15 @@ impl Replay {
             self.damage.failed(self.upto + 1);
             return None;
         };
-        if sequence != self.upto + 1 {
+        self.rows += 1;
+        if sequence <= self.upto {
+            self.damage.out_of_order(sequence);
+            return None;
+        }
+        if sequence > self.upto + 1 {
             self.damage.missing(self.upto + 1, sequence - 1);
         }
         self.upto = sequence;
-        self.rows += 1;
         let packed = read_row(row, sequence);
         if packed.is_none() {
             self.damage.failed(sequence);
@@ -112,17 +121,23 @@ impl Replay {
     }
 }
 
-/// Reads the log of a stopped server in one piece. Returns what is not in data.db and how far it is flushed.
-pub(super) fn read_all(
-    connection: &Connection,
-    path: &Path,
-    progress: &mut impl FnMut(u64),
-) -> Result<(Vec<Packed>, i64), OpenError> {
+/// The log of a stopped server.
+pub(super) struct WholeLog {
+    /// Of the rows that are not in data.db.
+    pub cells: Vec<Packed>,
+    /// Rows up to this sequence are in data.db, and the log knows.
+    pub flushed_upto: i64,
+    /// The sequence of the last row.
+    pub upto: i64,
+}
+
+/// Reads the log of a stopped server in one piece; data.db holds the cells up to a sequence.
+pub(super) fn read_all(connection: &Connection, path: &Path, held_upto: i64) -> Result<WholeLog, OpenError> {
     let flushed_upto = sqlite::meta(connection, path, FLUSHED_UPTO)?.unwrap_or(0);
-    let mut replay = Replay::new(flushed_upto);
-    let window = replay.window(connection, path, usize::MAX, progress)?;
+    let mut replay = Replay::new(flushed_upto, held_upto);
+    let window = replay.window(connection, path, usize::MAX, &mut |_| {})?;
     check_end(connection, path, replay.upto)?;
-    Ok((window.cells, flushed_upto))
+    Ok(WholeLog { cells: window.cells, flushed_upto, upto: replay.upto })
 }
 
 /// The end of the log must be there.
@@ -185,8 +200,11 @@ struct Damage {
     /// How many rows fail their checksum, and the first few.
     failed: u64,
     failed_first: Vec<i64>,
+    /// How many rows come after later ones, and the first few.
+    out_of_order: u64,
+    out_of_order_first: Vec<i64>,
     /// How many rows are missing, and the first few runs of them.
-    missing: i64,
+    missing: u64,
     missing_first: Vec<(i64, i64)>,
 }
 
@@ -195,7 +213,7 @@ const EXAMPLES_MAX: usize = 10;
 
 impl Damage {
     fn is_none(&self) -> bool {
-        self.failed == 0 && self.missing == 0
+        self.failed == 0 && self.out_of_order == 0 && self.missing == 0
     }
 
     fn failed(&mut self, sequence: i64) {
@@ -205,8 +223,16 @@ impl Damage {
         }
     }
 
+    fn out_of_order(&mut self, sequence: i64) {
+        self.out_of_order += 1;
+        if self.out_of_order_first.len() < EXAMPLES_MAX {
+            self.out_of_order_first.push(sequence);
+        }
+    }
+
+    /// `from` is at most `to`.
     fn missing(&mut self, from: i64, to: i64) {
-        self.missing = self.missing.saturating_add(to.saturating_sub(from).saturating_add(1));
+        self.missing = self.missing.saturating_add(to.abs_diff(from).saturating_add(1));
         if self.missing_first.len() < EXAMPLES_MAX {
             self.missing_first.push((from, to));
         }
@@ -215,9 +241,15 @@ impl Damage {
     fn report(&self) -> Option<String> {
         let mut parts = Vec::new();
         if self.failed > 0 {
-            let first: Vec<String> = self.failed_first.iter().map(i64::to_string).collect();
-            let first = first.join(", ");
+            let first = listed(&self.failed_first);
             parts.push(format!("{} of its rows fail their checksum (first sequences: {first})", self.failed));
+        }
+        if self.out_of_order > 0 {
+            let first = listed(&self.out_of_order_first);
+            parts.push(format!(
+                "{} of its rows come after later ones (first sequences: {first})",
+                self.out_of_order
+            ));
         }
         if self.missing > 0 {
             let run = |&(from, to): &(i64, i64)| {
@@ -232,4 +264,8 @@ impl Damage {
         }
         (!parts.is_empty()).then(|| parts.join("; "))
     }
+}
+
+fn listed(sequences: &[i64]) -> String {
+    sequences.iter().map(i64::to_string).collect::<Vec<_>>().join(", ")
 }

@@ -381,19 +381,17 @@ impl Writer {
         }
     }
 
-    /// Hands a full memtable to the flusher, if it has none.
+    /// Hands a memtable that is full, or is to be flushed, to the flusher, if it has none. Even an empty one: rows whose cells
+    /// lost against what is flushed are in the log and nowhere else, and only a flush says that they need not be replayed.
     fn freeze_if_full(&self) {
         let mut memory = self.shared.view.memory.write().expect("no panic while it is held");
         let wanted = self.shared.flush_wanted.load(Atomic::Acquire);
-        if wanted && memory.active.len() == 0 && memory.frozen.is_none() {
-            self.shared.flush_wanted.store(false, Atomic::Release);
-            self.shared.flusher_bell.ring();
-            return;
-        }
         let full = memory.is_full(self.memtable_bytes_max, self.log_bytes_max);
         if (full || wanted) && memory.frozen.is_none() {
-            self.shared.flush_wanted.store(false, Atomic::Release);
-            memory.freeze(self.log.last());
+            if self.log.last() > self.shared.flushed_upto.load(Atomic::Acquire) {
+                memory.freeze(self.log.last());
+            }
+            self.shared.flush_wanted.store(false, Atomic::Release); // last: the flusher looks for what is frozen after it
             self.shared.flusher_bell.ring();
         }
     }

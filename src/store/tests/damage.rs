@@ -615,3 +615,31 @@ fn positions(len: usize, count: usize) -> Vec<usize> {
     let spread = (0..count).map(|index| (index * 2_654_435_761) % len);
     (0..100).chain(spread).collect()
 }
+
+/// Two pages of the log in each other's place: every row is as it was written, and none is missing.
+#[tokio::test]
+async fn rows_that_are_not_in_their_order_are_damage() {
+    const ROWS: usize = 2_000;
+    let dir = closed(ROWS).await;
+    let path = dir.path().join("log.db");
+    let root: u32 = Connection::open(&path)
+        .unwrap()
+        .query_row("SELECT rootpage FROM sqlite_schema WHERE name = 'log'", [], |row| row.get(0))
+        .unwrap();
+    let mut bytes = std::fs::read(&path).unwrap();
+    let page = &mut bytes[(root as usize - 1) * 4096..root as usize * 4096];
+    assert_eq!(page[0], 5, "an interior page of a table");
+    // <https://sqlite.org/fileformat2.html#b_tree_pages>: each cell begins with the number of a child.
+    let child = |page: &[u8], at: usize| {
+        let at = usize::from(u16::from_be_bytes([page[12 + 2 * at], page[13 + 2 * at]]));
+        at..at + 4
+    };
+    let (one, other) = (child(page, 3), child(page, 9));
+    let number: [u8; 4] = page[one.clone()].try_into().unwrap();
+    page.copy_within(other.clone(), one.start);
+    page[other].copy_from_slice(&number);
+    std::fs::write(&path, bytes).unwrap();
+    let refusal = refusal(&dir);
+    assert!(refusal.contains("of its rows come after later ones (first sequences: "), "{refusal}");
+    assert!(offline::Offline::open(dir.path(), &tiny(), &Disk::real()).is_err());
+}

@@ -1,5 +1,6 @@
 //! What the store promises, tried against the real thing on a real disk.
 
+mod collected;
 mod crash;
 mod damage;
 mod model;
