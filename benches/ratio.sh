@@ -24,7 +24,7 @@ shapes="put:1x1 put:16x1 put:64x1 put:256x1 put:4x64
 first_port=19640
 bin=${TETRACHORD_BIN:-${CARGO_TARGET_DIR:-target}/release}
 scratch=$PWD/target/ratio
-pids=()
+servers=() nodes=() # their processes
 
 main() {
   parse "$@"
@@ -34,10 +34,12 @@ main() {
   mkdir -p "$scratch"
   start
   echo "commands, by turns, $rounds rounds, durability $durability:"
-  echo "  $(stress_command put C N | sed "s|$scratch/||g")"
-  echo "  $(ceiling_command put C N | sed "s|$scratch/||g")"
-  printf '\n%-18s %13s %10s %14s   %s\n' "shape" "tetrachord/s" "ceiling/s" "ratio, median" \
-    "CPU us/operation: servers, machine, ceiling's machine"
+  stress_command put C N
+  echo "  ${command[*]//"$scratch/"/}"
+  ceiling_command put C N
+  echo "  ${command[*]//"$scratch/"/}"
+  printf '\n%-18s %13s %10s %14s   %-40s   %s\n' "shape" "tetrachord/s" "ceiling/s" "ratio, median" \
+    "CPU us: servers, machine, with ceiling" "bytes written: servers, ceiling"
   local shape calls
   for shape in $shapes; do
     calls=${shape#*:}
@@ -76,10 +78,10 @@ start() {
     mkdir -p "$scratch/$id"
     "$bin/server" --id "$id" --nodes "$scratch/tetrachord.txt" --data "$scratch/$id" \
       --config "$scratch/config.toml" >"$scratch/$id.log" 2>&1 &
-    pids+=($!)
+    servers+=($!)
     "$bin/examples/ceiling" serve --id "$id" --nodes "$scratch/ceiling.txt" --data "$scratch/ceiling-$id" \
       ${promise[@]+"${promise[@]}"} >"$scratch/ceiling-$id.log" 2>&1 &
-    pids+=($!)
+    nodes+=($!)
   done
   for id in 0 1 2 3; do
     await "server $id" test -s "$scratch/$id/READY"
@@ -99,45 +101,49 @@ await() {
 }
 
 stop() {
-  kill ${pids[@]+"${pids[@]}"} 2>/dev/null || true
+  kill ${servers[@]+"${servers[@]}"} ${nodes[@]+"${nodes[@]}"} 2>/dev/null || true
   wait 2>/dev/null || true
   rm -rf "$scratch"
 }
 
-# stress_command WHAT CONNECTIONS OUTSTANDING
+# stress_command WHAT CONNECTIONS OUTSTANDING: sets `command`.
 stress_command() {
-  local load="write --level QUORUM"
+  local load=(write --level QUORUM)
   case "$1" in
-    get-one) load="read --level ONE" ;;
-    get-quorum) load="read --level QUORUM" ;;
+    get-one) load=(read --level ONE) ;;
+    get-quorum) load=(read --level QUORUM) ;;
   esac
-  echo "$bin/stress --nodes $scratch/tetrachord.txt --workload $load --keys $keys --value-bytes $value_bytes" \
-    "--connections $2 --outstanding $3 --seconds $seconds --warm-up $warm_up --quiet --json $scratch/run.json"
+  command=("$bin/stress" --nodes "$scratch/tetrachord.txt" --workload "${load[@]}" --keys "$keys" --value-bytes "$value_bytes"
+    --connections "$2" --outstanding "$3" --seconds "$seconds" --warm-up "$warm_up" --quiet --json "$scratch/run.json")
 }
 
+# The same for the ceiling.
 ceiling_command() {
-  echo "$bin/examples/ceiling load --nodes $scratch/ceiling.txt --what $1 --keys $keys --value-bytes $value_bytes" \
-    "--connections $2 --outstanding $3 --seconds $seconds --warm-up $warm_up"
+  command=("$bin/examples/ceiling" load --nodes "$scratch/ceiling.txt" --what "$1" --keys "$keys" --value-bytes "$value_bytes"
+    --connections "$2" --outstanding "$3" --seconds "$seconds" --warm-up "$warm_up")
 }
 
 measure() {
-  local round ours ceilings cpu began busy ceiling_busy
+  local round ours ceilings cpu began busy ceiling_busy written ceiling_written
   : >"$scratch/rounds"
   for round in $(seq "$rounds"); do
-    began=$(busy_us)
-    $(stress_command "$@") >"$scratch/stress.out" || refuse "stress failed in round $round"
-    busy=$(($(busy_us) - began))
+    began=$(busy_us) written=$(written_by "${servers[@]}")
+    stress_command "$@"
+    "${command[@]}" >"$scratch/stress.out" || refuse "stress failed in round $round"
+    busy=$(($(busy_us) - began)) written=$(($(written_by "${servers[@]}") - written))
     # "all" stands before the kinds, so its rate is the first.
     ours=$(sed -n 's/^ *"per_second": \([0-9.]*\),*$/\1/p' "$scratch/run.json" | head -n 1)
     cpu=$(sed -n 's/^ *"cpu_us": \([0-9.]*\),*$/\1/p' "$scratch/run.json" | head -n 1)
-    began=$(busy_us)
-    ceilings=$($(ceiling_command "$@") | sed -n 's/^\([0-9]*\) a second.*/\1/p')
-    ceiling_busy=$(($(busy_us) - began))
-    echo "$ours $ceilings ${cpu:-0} $busy $ceiling_busy" >>"$scratch/rounds"
+    began=$(busy_us) ceiling_written=$(written_by "${nodes[@]}")
+    ceiling_command "$@"
+    ceilings=$("${command[@]}" | sed -n 's/^\([0-9]*\) a second.*/\1/p')
+    ceiling_busy=$(($(busy_us) - began)) ceiling_written=$(($(written_by "${nodes[@]}") - ceiling_written))
+    echo "$ours $ceilings ${cpu:-0} $busy $ceiling_busy $written $ceiling_written" >>"$scratch/rounds"
   done
   local taken=$((seconds + warm_up))
-  printf '%-18s %13.0f %10.0f %14.2f   %10.1f %10.1f %10.1f\n' "$1 $2 x $3" "$(median '$1')" "$(median '$2')" \
-    "$(median '$1 / $2')" "$(median '$3')" "$(median "\$4 / (\$1 * $taken)")" "$(median "\$5 / (\$2 * $taken)")"
+  printf '%-18s %13.0f %10.0f %14.2f   %12.1f %12.1f %14.1f   %22.0f %8.0f\n' "$1 $2 x $3" "$(median '$1')" \
+    "$(median '$2')" "$(median '$1 / $2')" "$(median '$3')" "$(median "\$4 / (\$1 * $taken)")" \
+    "$(median "\$5 / (\$2 * $taken)")" "$(median "\$6 / (\$1 * $taken)")" "$(median "\$7 / (\$2 * $taken)")"
 }
 
 # For how long the processors have worked, in microseconds; what waits for the disk or is taken by the host is not work.
@@ -145,6 +151,12 @@ measure() {
 busy_us() {
   [ -r /proc/stat ] || { echo 0; return; }
   awk -v hz="$(getconf CLK_TCK)" '/^cpu / { printf "%.0f", ($2 + $3 + $4 + $7 + $8) * 1000000 / hz }' /proc/stat
+}
+
+# What these processes have written to the disk, in bytes; 0 where the system does not say.
+written_by() {
+  local pid
+  for pid in "$@"; do cat "/proc/$pid/io" 2>/dev/null || true; done | awk '/^write_bytes/ { sum += $2 } END { printf "%.0f", sum }'
 }
 
 # The median over the rounds of an expression in awk's words.
