@@ -234,7 +234,7 @@ impl Flusher {
         if !self.remains.as_mut()?.free(FREED_CELLS) {
             self.remains = None;
         }
-        let rest = pace::rest_after(began, pace::REST_OF_FLUSH);
+        let rest = pace::rest_after(began);
         Some(if self.is_frozen() { Turn::Again } else { Turn::Wait(Some(rest)) })
     }
 
@@ -316,8 +316,7 @@ impl Flusher {
             return Ok(());
         }
         let flush = self.base.begin_flush(&frozen.table, frozen.upto)?;
-        self.job =
-            Some(Job { frozen, flush, next: Vec::new(), cells: 0, pace: Pace::new(pace::REST_OF_FLUSH) });
+        self.job = Some(Job { frozen, flush, next: Vec::new(), cells: 0, pace: Pace::new() });
         Ok(())
     }
 
@@ -355,11 +354,10 @@ impl Flusher {
         } else if self.base.clear_one()? {
             self.shared.stats.flush_commits.count();
             self.checkpoint_if_due()?;
-            Ok(Some(Turn::Wait(Some(pace::rest_after(began, pace::REST_OF_COMPACTION)))))
+            Ok(Some(Turn::Wait(Some(pace::rest_after(began)))))
         } else if self.base.compaction_is_due()? {
             let (compaction, flushes) = (self.base.begin_compaction(), self.shared.stats.flushes.get());
-            self.compacting =
-                Some(Compacting { compaction, flushes, pace: Pace::new(pace::REST_OF_COMPACTION) });
+            self.compacting = Some(Compacting { compaction, flushes, pace: Pace::new() });
             Ok(Some(Turn::Again))
         } else {
             Ok(None)

@@ -1,4 +1,4 @@
-//! How fast the flusher works: no faster than it has to.
+//! How fast the flusher works, and whoever else can wait: no faster than they have to.
 //!
 //! A flush is not urgent until the next memtable is nearly full, a compaction not until the slots of sstables are, and those
 //! who answer need the processors and the disk. So transactions are short, and between two of them the flusher rests, as long
@@ -11,12 +11,9 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// How many times as long as a transaction of a flush took the flusher rests after it, as long as there is time: no more
-/// than a fifth of a processor is taken from those who answer.
-pub(super) const REST_OF_FLUSH: u32 = 4;
-
-/// The same of a compaction, which goes on for many times as long as a flush, and has more time: a twentieth.
-pub(super) const REST_OF_COMPACTION: u32 = 19;
+/// How many times as long as a transaction took the flusher rests after it, as long as there is time: no more than a
+/// twentieth of a processor is taken from those who answer.
+const REST: u32 = 19;
 
 /// The shortest rest, so that simulations rest too: there a transaction takes no time.
 const REST_MIN: Duration = Duration::from_millis(1);
@@ -39,8 +36,6 @@ pub(super) struct Pace {
     before: Standing,
     at: Instant,
     rests_until: Option<Instant>,
-    /// How many times as long as a step took.
-    rest: u32,
 }
 
 /// How far the work has come, and how full the room is in which there must be place for what is written meanwhile.
@@ -53,10 +48,10 @@ pub(super) struct Standing {
 }
 
 impl Pace {
-    /// For work that begins now, and after each step rests `rest` times as long as the step took.
-    pub fn new(rest: u32) -> Pace {
+    /// For work that begins.
+    pub fn new() -> Pace {
         let before = Standing { done: 0.0, full: 0.0 };
-        Pace { before, at: Instant::now(), rests_until: None, rest }
+        Pace { before, at: Instant::now(), rests_until: None }
     }
 
     /// True if the work advances faster than the room fills.
@@ -76,13 +71,13 @@ impl Pace {
 
     /// A step was done that began then.
     pub fn stepped(&mut self, began: Instant) {
-        self.rests_until = Some(Instant::now() + rest_after(began, self.rest));
+        self.rests_until = Some(Instant::now() + rest_after(began));
     }
 }
 
-/// How long to rest after a step that began at `began`: `times` times as long as it took.
-pub(super) fn rest_after(began: Instant, times: u32) -> Duration {
-    (began.elapsed() * times).clamp(REST_MIN, REST_MAX)
+/// How long to rest after a step that began then.
+pub(super) fn rest_after(began: Instant) -> Duration {
+    (began.elapsed() * REST).clamp(REST_MIN, REST_MAX)
 }
 
 /// True if, both going on as they did since `before`, the work will be done before the room is too full. Where it is full
@@ -121,7 +116,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn what_was_is_forgotten() {
-        let mut pace = Pace::new(REST_OF_FLUSH);
+        let mut pace = Pace::new();
         assert!(!pace.is_in_time(at(0.1, 0.5)), "much was written");
         tokio::time::advance(LATELY).await;
         assert!(!pace.is_in_time(at(0.1, 0.5)));
@@ -131,13 +126,13 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_rest_is_some_times_as_long_as_the_step_was() {
-        let mut pace = Pace::new(REST_OF_FLUSH);
+        let mut pace = Pace::new();
         assert_eq!(pace.rest(), None);
         let began = Instant::now();
         tokio::time::advance(Duration::from_millis(3)).await;
         pace.stepped(began);
         assert_eq!(pace.rest(), Some(LOOK));
-        tokio::time::advance(Duration::from_millis(11)).await;
+        tokio::time::advance(Duration::from_millis(56)).await;
         assert_eq!(pace.rest(), Some(Duration::from_millis(1)));
         tokio::time::advance(Duration::from_millis(1)).await;
         assert_eq!(pace.rest(), None);

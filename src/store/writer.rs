@@ -47,9 +47,6 @@ const CELLS_PER_HOLD: usize = 256;
 /// for it.
 const QUIET: Duration = Duration::from_millis(100);
 
-/// How many times as long as that took the writer then rests, for what might come.
-const REST_OF_FORGETTING: u32 = 4;
-
 /// How often a transaction that leaves no trace tries whether the disk has space again.
 const PROBE: Duration = Duration::from_secs(1);
 
@@ -470,7 +467,7 @@ impl Writer {
             return Turn::Wait(Some(self.forget_at - began));
         }
         self.commit(Vec::new());
-        self.forget_at = Instant::now() + pace::rest_after(began, REST_OF_FORGETTING);
+        self.forget_at = Instant::now() + pace::rest_after(began);
         Turn::Again
     }
 
