@@ -276,8 +276,9 @@ struct PeerApply {
   2: list<binary> mutations
 }
 
-// One for each mutation, in order: 0 applied, a stamp: behind that one, -1: refused (see `refused`). Of hints and repairs
-// 0 does not say that nothing newer is here.
+// One for each mutation, in order: 0 applied, a stamp: behind that one, -1: refused (see `refused`), -1 - a stamp: refused
+// for good, being older than deletions up to that stamp that were collected. Of hints and repairs 0 does not say that nothing
+// newer is here.
 struct PeerApplied {
   1: list<i64> answers
   2: string refused

@@ -68,6 +68,15 @@ pub enum Failure {
     /// The replica said no and why (disk full, another ring …). Nothing was stored.
     #[error("{0}")]
     Refused(Arc<str>),
+    /// The mutation's stamp, which a client chose, is older than deletions that were collected or are about to be. Nothing
+    /// was stored, and nothing will be however often it is sent.
+    #[error(
+        "the stamp is older than deletions that were collected, or are about to be; use one above {above}"
+    )]
+    TooOld {
+        /// No stamp up to this one is taken.
+        above: Stamp,
+    },
     /// Whoever was to answer went away: it is shutting down, or its log failed in the middle of a commit. It may or
     /// may not have been carried out.
     #[error("gone without an answer")]
@@ -78,7 +87,7 @@ impl Failure {
     /// True if the mutation is certainly not stored on that replica.
     pub fn nothing_stored(&self) -> bool {
         match self {
-            Failure::Unreachable | Failure::Overloaded | Failure::Refused(_) => true,
+            Failure::Unreachable | Failure::Overloaded | Failure::Refused(_) | Failure::TooOld { .. } => true,
             Failure::ConnectionLost | Failure::TimedOut | Failure::Abandoned => false,
         }
     }

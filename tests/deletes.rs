@@ -7,6 +7,8 @@ use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
+use tetrachord::thrift::method;
+
 use common::{Client, Cluster, put_request, wait_until};
 
 /// Everything that takes its time in production takes next to none, but what is collected lags behind what is compared, as in
@@ -116,6 +118,11 @@ fn a_write_older_than_a_collected_deletion_is_refused() {
     let mut put = put_request(&key(1), b"old", "QUORUM");
     put.stamp = Some(stamp);
     assert_eq!(client.put_batch(vec![put.clone()]).unwrap(), 0, "it would come back");
+    // Wrong, not overloaded: who tries again would do so for ever.
+    let refused = client.call::<method::Put>(&put).unwrap();
+    let Err(method::Refusal::InvalidRequest(refused)) = refused else { panic!("{refused:?}") };
+    let why = refused.why.unwrap();
+    assert!(why.contains("older than deletions") && why.contains("nothing was written"), "{why}");
     put.stamp = None;
     assert_eq!(client.put_batch(vec![put]).unwrap(), 1);
     assert_eq!(client.get(&key(1), "ALL").unwrap(), Some(b"old".to_vec()));

@@ -9,6 +9,7 @@
 //!   - met: as many replicas as the level needs have the mutation durably, or something newer.
 //!   - [`Refused::Unavailable`]: fewer replicas were up than the level needs; nothing was written, no hint either.
 //!   - [`Refused::Overloaded`]: nothing was written.
+//!   - [`Refused::TooOld`]: nothing was written, and would not be if it was sent again.
 //!   - [`Refused::WriteTimeout`]: outcome unknown. The write may be on some replicas; it is not undone, and hints,
 //!     reads and reconciliation may yet bring it to all of them.
 //!
@@ -143,6 +144,15 @@ pub enum Refused {
         /// What did not happen: "nothing was written", "… read" or "… done".
         nothing: &'static str,
     },
+    /// A write's stamp, which the client chose, is older than deletions that were collected or are about to be.
+    #[error(
+        "the stamp is older than deletions that were collected, or are about to be; use one above {above}, or none; \
+         nothing was written"
+    )]
+    TooOld {
+        /// No stamp up to this one is taken.
+        above: Stamp,
+    },
 }
 
 /// A server whose connection broke is dialled again at once; its requests wait this long for the outcome.
@@ -215,6 +225,7 @@ impl Coordinator {
             Ok(_) => self.stats.writes_ok.count(),
             Err(Refused::Unavailable { .. }) => self.stats.writes_unavailable.count(),
             Err(Refused::Overloaded { .. }) => self.stats.writes_overloaded.count(),
+            Err(Refused::TooOld { .. }) => self.stats.requests_invalid.count(),
             Err(Refused::WriteTimeout { .. } | Refused::ReadTimeout { .. }) => {
                 self.stats.writes_timeout.count()
             }
@@ -278,7 +289,7 @@ impl Coordinator {
                 }
                 Verdict::Failed | Verdict::Pending => {
                     let refused = round.refused(level);
-                    if !matches!(refused, Refused::Overloaded { .. }) {
+                    if !matches!(refused, Refused::Overloaded { .. } | Refused::TooOld { .. }) {
                         self.settle(round, answers, hints);
                     }
                     return Err(refused);
@@ -479,7 +490,7 @@ impl Coordinator {
             Ok(_) => self.stats.reads_ok.count(),
             Err(Refused::Unavailable { .. }) => self.stats.reads_unavailable.count(),
             Err(Refused::Overloaded { .. }) => self.stats.reads_overloaded.count(),
-            Err(Refused::ReadTimeout { .. } | Refused::WriteTimeout { .. }) => {
+            Err(Refused::ReadTimeout { .. } | Refused::WriteTimeout { .. } | Refused::TooOld { .. }) => {
                 self.stats.reads_timeout.count()
             }
         }
@@ -812,6 +823,15 @@ impl Round {
     }
 
     fn refused(&self, level: Level) -> Refused {
+        let above = self.op.failures().filter_map(|(_, failure)| match failure {
+            Failure::TooOld { above } => Some(*above),
+            _ => None,
+        });
+        if self.op.nothing_stored()
+            && let Some(above) = above.max()
+        {
+            return Refused::TooOld { above };
+        }
         let why = describe_failures(self.op.failures());
         if self.op.nothing_stored() {
             let why = format!("no replica took it{why}");

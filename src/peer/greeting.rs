@@ -9,7 +9,7 @@ use crate::cell::Stamp;
 use crate::thrift::chord::{PeerHello, PeerWelcome};
 
 /// Of service Peer. Servers of different versions refuse each other.
-pub const PEER_PROTOCOL_VERSION: i32 = 1;
+pub const PEER_PROTOCOL_VERSION: i32 = 2;
 
 /// Characters of another cluster's name that are said: anybody may greet, and it is logged.
 const CLUSTER_NAME_SHOWN: usize = 100;
@@ -163,7 +163,7 @@ mod tests {
                 PeerHello { cluster: Some("b".to_owned()), ..good.clone() },
                 "server 1 belongs to cluster \"b\", server 2 to cluster \"a\"",
             ),
-            (PeerHello { version: Some(2), ..good.clone() }, "server 1 speaks version 2"),
+            (PeerHello { version: Some(1), ..good.clone() }, "server 1 speaks version 1"),
             (PeerHello { callee: Some(3), ..good.clone() }, "server 1 looks for server 3 at the address of"),
             (PeerHello { caller: Some(2), ..good.clone() }, "two servers say that they are server 2"),
             (PeerHello { epoch: Some(2), ..good.clone() }, "have different rings"),

@@ -41,7 +41,7 @@ use crate::thrift::method::{Read, Reconcile};
 use calls::Asked;
 pub use greeting::{Identity, PEER_PROTOCOL_VERSION, check_hello, check_welcome};
 use link::Link;
-pub use reply::{apply_answers, read_answer};
+pub use reply::{REFUSED, apply_answers, number_of, read_answer};
 
 /// Asking other servers. The seam that a simulator fills with its own.
 pub trait Peers: Send + Sync + 'static {

@@ -86,12 +86,28 @@ fn applied(sequence: i32, message: &[u8], mutations: usize) -> (Vec<ApplyAnswer>
     (apply_answers(answers, &refused.unwrap_or_default()), Ok(clock.map(Stamp)))
 }
 
+/// In the place of a stamp: the mutation was applied and is the newest.
+const APPLIED: i64 = 0;
+/// In the place of a stamp: the mutation was not stored, for a reason that is told once for all of them.
+pub const REFUSED: i64 = -1;
+
+/// The number that stands for an answer in [`PeerApplied`].
+pub fn number_of(answer: &ApplyAnswer) -> i64 {
+    match answer {
+        ApplyAnswer::Applied => APPLIED,
+        ApplyAnswer::Behind(stamp) => stamp.0,
+        ApplyAnswer::Failed(Failure::TooOld { above }) => REFUSED - above.0, // stamps are positive
+        ApplyAnswer::Failed(_) => REFUSED,
+    }
+}
+
 /// The answers that [`PeerApplied`] says in numbers; `refused` is its reason for those that are refusals.
 pub fn apply_answers(answers: Vec<i64>, refused: &str) -> Vec<ApplyAnswer> {
     let answer = |answer| match answer {
-        0 => ApplyAnswer::Applied,
-        -1 => ApplyAnswer::Failed(failure(refused)),
-        stamp => ApplyAnswer::Behind(Stamp(stamp)),
+        APPLIED => ApplyAnswer::Applied,
+        REFUSED => ApplyAnswer::Failed(failure(refused)),
+        stamp if stamp > APPLIED => ApplyAnswer::Behind(Stamp(stamp)),
+        above => ApplyAnswer::Failed(Failure::TooOld { above: Stamp(REFUSED.saturating_sub(above)) }),
     };
     answers.into_iter().map(answer).collect()
 }
@@ -198,13 +214,15 @@ mod tests {
         for (number, refused, meant) in [
             (0, "", ApplyAnswer::Applied),
             (12, "", ApplyAnswer::Behind(Stamp(12))),
-            (-2, "", ApplyAnswer::Behind(Stamp(-2))),
+            (-13, "", ApplyAnswer::Failed(Failure::TooOld { above: Stamp(12) })),
+            (i64::MIN, "", ApplyAnswer::Failed(Failure::TooOld { above: Stamp(i64::MAX) })),
             (-1, "disk full", ApplyAnswer::Failed(Failure::Refused("disk full".into()))),
             (-1, "overloaded", ApplyAnswer::Failed(Failure::Overloaded)),
             (-1, "gone without an answer", ApplyAnswer::Failed(Failure::Abandoned)),
         ] {
             let (answer, aside) = given(&applied_message(&[number], refused), apply).await;
-            let failed = usize::from(number == -1);
+            let failed = usize::from(number < 0);
+            assert!(number_of(&meant) == number || number == i64::MIN);
             assert_eq!((answer, aside), (meant, Ok(Aside { clock: Some(Stamp(77)), failed })));
         }
     }

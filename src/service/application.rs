@@ -331,6 +331,7 @@ fn refusal(refused: Refused) -> Refusal {
             message,
         }),
         Refused::Overloaded { .. } => Refusal::Overloaded(Overloaded { message }),
+        Refused::TooOld { .. } => Refusal::InvalidRequest(InvalidRequest { why: message }),
     }
 }
 

@@ -11,7 +11,7 @@ use crate::answer::{Answers, ApplyAnswer, Failure, NodeId, ReadAnswer};
 use crate::cell::Stamp;
 use crate::key::TableId;
 use crate::mutation::{Kind, Mutation};
-use crate::peer::check_hello;
+use crate::peer::{REFUSED, check_hello, number_of};
 use crate::slice::Slice;
 use crate::store::Origin;
 use crate::thrift::chord::{
@@ -22,11 +22,6 @@ use crate::thrift::connection::{Answering, Session};
 use crate::thrift::method::{Call, Reply};
 
 use super::Service;
-
-/// In the place of a stamp: the mutation was applied and is the newest.
-const APPLIED: i64 = 0;
-/// In the place of a stamp: the mutation was not stored.
-const REFUSED: i64 = -1;
 
 /// Nothing of this service is done on such a connection.
 const NOT_GREETED: &str = "this connection has not greeted as a member of the cluster";
@@ -41,7 +36,7 @@ const READ_CELLS_MAX: usize = 10_000;
 pub(super) fn caller(session: &Session, call: &Call) -> Option<NodeId> {
     match call {
         Call::Greet(hello) => u32::try_from(hello.caller?).ok().map(NodeId),
-        Call::Apply(_) | Call::Read(_) | Call::Ping(_) => session.peer(),
+        Call::Apply(_) | Call::Read(_) | Call::Ping(_) | Call::Reconcile(_) => session.peer(),
         _ => None,
     }
 }
@@ -105,16 +100,12 @@ impl Service {
         // One reason is told for all: one that leaves open what happened is not to be taken for a refusal.
         let mut refused: Option<Failure> = None;
         while let Some((index, answer)) = answers.next().await {
-            codes[index.0 as usize] = match answer {
-                ApplyAnswer::Applied => APPLIED,
-                ApplyAnswer::Behind(stamp) => stamp.0,
-                ApplyAnswer::Failed(failure) => {
-                    if refused.as_ref().is_none_or(Failure::nothing_stored) {
-                        refused = Some(failure);
-                    }
-                    REFUSED
-                }
-            };
+            codes[index.0 as usize] = number_of(&answer);
+            if let ApplyAnswer::Failed(failure) = answer
+                && refused.as_ref().is_none_or(Failure::nothing_stored)
+            {
+                refused = Some(failure);
+            }
         }
         let refused = refused.map_or_else(String::new, |failure| failure.to_string());
         PeerApplied::new(codes, refused, self.clock.latest().0)

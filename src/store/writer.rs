@@ -201,12 +201,7 @@ impl Writer {
                 }
                 _ => {
                     self.shared.stats.mutations_refused.count();
-                    let why = format!(
-                        "the stamp {} is older than deletions that were collected, or are about to be; use one above \
-                         {above}; nothing was stored",
-                        cell.stamp
-                    );
-                    return ApplyAnswer::Failed(Failure::Refused(why.into()));
+                    return ApplyAnswer::Failed(Failure::TooOld { above });
                 }
             }
         }
