@@ -51,6 +51,8 @@ pub struct Handoff {
     taken_in_time: Mutex<BTreeMap<NodeId, usize>>,
     /// Servers for which it was said that no more hints are kept.
     said_full: Mutex<BTreeSet<NodeId>>,
+    /// Why the last delivery to a server stopped, which was said: one that stops is tried again each second.
+    said_stopped: Mutex<BTreeMap<NodeId, String>>,
 }
 
 /// Why hints were not all delivered. What was not acknowledged is kept.
@@ -85,7 +87,6 @@ impl Handoff {
         clock: Arc<Clock>,
         stats: Arc<Stats>,
     ) -> Handoff {
-        let (delivering, taken_in_time, said_full) = Default::default();
         Handoff {
             me,
             nodes,
@@ -95,9 +96,10 @@ impl Handoff {
             peers,
             clock,
             stats,
-            delivering,
-            taken_in_time,
-            said_full,
+            delivering: Mutex::default(),
+            taken_in_time: Mutex::default(),
+            said_full: Mutex::default(),
+            said_stopped: Mutex::default(),
         }
     }
 
@@ -142,37 +144,40 @@ impl Handoff {
     /// Delivers all hints for `target` now. Returns how many were acknowledged; 0 at once if a delivery is under way.
     pub async fn deliver(&self, target: NodeId) -> Result<u64, HandoffError> {
         let Some(_turn) = Turn::take(&self.delivering, target) else { return Ok(0) };
-        let mut delivered = 0;
+        let (mut delivered, mut after, mut too_old) = (0, 0, None);
         loop {
             if self.members.state(target) != State::Up {
                 return Err(HandoffError::NotUp(target));
             }
             let (began, requests) = (Instant::now(), self.requests());
-            let most = self.pace(target);
+            let most = self.batch_size(target);
             let batch = self
                 .store
-                .hints(target, most, self.config.handoff_batch_bytes)
+                .hints(target, after, most, self.config.handoff_batch_bytes)
                 .map_err(|error| HandoffError::HintLog(error.to_string()))?;
-            if batch.is_empty() {
+            let Some(last) = batch.last().map(|hint| hint.sequence) else {
                 self.said_full.lock().expect("no panic while it is held").remove(&target);
-                return Ok(delivered);
-            }
+                return too_old.map_or(Ok(delivered), Err);
+            };
             let sent = batch.len();
             match self.deliver_batch(target, batch).await {
                 Ok(taken) => {
                     delivered += taken;
-                    self.set_pace(target, most.saturating_mul(2));
+                    after = last;
+                    self.set_batch_size(target, most.saturating_mul(2));
                 }
-                Err(error) => {
-                    let timed_out =
-                        matches!(error, HandoffError::NotTaken { failure: Failure::TimedOut, .. });
-                    if timed_out {
-                        self.set_pace(target, sent / 2);
-                    }
-                    if !timed_out || sent == 1 {
+                Err(error @ HandoffError::NotTaken { failure: Failure::TimedOut, .. }) => {
+                    self.set_batch_size(target, sent / 2);
+                    if sent == 1 {
                         return Err(error);
                     }
                 }
+                // They will not be taken, which is no reason to keep those behind them waiting.
+                Err(error @ HandoffError::NotTaken { failure: Failure::TooOld { .. }, .. }) => {
+                    after = last;
+                    too_old = Some(error);
+                }
+                Err(error) => return Err(error),
             }
             let coming = (self.requests() - requests) as f64;
             if coming > BUSY_REQUESTS_A_SECOND * began.elapsed().as_secs_f64()
@@ -188,15 +193,15 @@ impl Handoff {
         self.stats.writes_ok.get() + self.stats.reads_ok.get()
     }
 
-    /// How many hints to send at once. What a slow server does not take in time is sent again, and is work for it again. So a
-    /// delivery begins with no more than the last one ended with: otherwise copies could come faster than the server takes
-    /// them, for ever.
-    fn pace(&self, target: NodeId) -> usize {
+    /// How many hints to send at once: half as many as timed out last. What a slow server does not take in time it is sent
+    /// again and has to do again, so if each delivery began with as many as the one before, copies could come faster than
+    /// it takes them.
+    fn batch_size(&self, target: NodeId) -> usize {
         let known = self.taken_in_time.lock().expect("no panic while it is held");
         known.get(&target).copied().unwrap_or(self.config.handoff_batch_mutations)
     }
 
-    fn set_pace(&self, target: NodeId, most: usize) {
+    fn set_batch_size(&self, target: NodeId, most: usize) {
         let mut known = self.taken_in_time.lock().expect("no panic while it is held");
         if most < self.config.handoff_batch_mutations {
             known.insert(target, most.max(1));
@@ -205,7 +210,8 @@ impl Handoff {
         }
     }
 
-    /// Sends one batch and forgets what was acknowledged; fails if anything was not.
+    /// Sends one batch and forgets what was acknowledged; fails if anything was not, for a reason that may pass if there is
+    /// one.
     async fn deliver_batch(&self, target: NodeId, batch: Vec<Hint>) -> Result<u64, HandoffError> {
         let mutations = batch.iter().map(|hint| hint.mutation.clone()).collect();
         let answers = ask_one(target, |to| self.peers.apply_batch(mutations, to))
@@ -216,6 +222,7 @@ impl Handoff {
         for (hint, answer) in batch.iter().zip(answers) {
             match answer {
                 ApplyAnswer::Applied | ApplyAnswer::Behind(_) => taken.push(hint.sequence),
+                ApplyAnswer::Failed(failure @ Failure::TooOld { .. }) => failed = failed.or(Some(failure)),
                 ApplyAnswer::Failed(failure) => failed = Some(failure),
             }
         }
@@ -260,13 +267,24 @@ impl Handoff {
     }
 
     async fn deliver_and_say(self: Arc<Self>, target: NodeId) {
-        let me = self.me;
-        match self.deliver(target).await {
-            Ok(0) => {}
+        let (me, outcome) = (self.me, self.deliver(target).await);
+        let mut said = self.said_stopped.lock().expect("no panic while it is held");
+        match outcome {
             Ok(delivered) => {
-                log::info!("server {me}: handoff to server {target} is done: {delivered} hints delivered")
+                said.remove(&target);
+                if delivered > 0 {
+                    log::info!(
+                        "server {me}: handoff to server {target} is done: {delivered} hints delivered"
+                    );
+                }
             }
-            Err(error) => log::warn!("server {me}: handoff to server {target} stopped: {error}"),
+            Err(error) => {
+                let error = error.to_string();
+                if said.get(&target) != Some(&error) {
+                    log::warn!("server {me}: handoff to server {target} stopped: {error}");
+                    said.insert(target, error);
+                }
+            }
         }
     }
 
@@ -305,7 +323,100 @@ impl Drop for Turn<'_> {
 
 #[cfg(test)]
 mod tests {
+    use bytes::Bytes;
+
     use super::*;
+    use crate::answer::ReadAnswer;
+    use crate::cell::{Cell, Content, Stamp};
+    use crate::key::KV_TABLE;
+    use crate::membership::Event;
+    use crate::slice::Slice;
+    use crate::store::{Disk, Drive};
+    use crate::thrift::chord::{PeerReconcile, PeerReconciled};
+
+    const OTHER: NodeId = NodeId(1);
+    const ABOVE: Stamp = Stamp(10);
+
+    /// A server that takes no stamps up to [`ABOVE`], and nothing while its disk is full.
+    #[derive(Default)]
+    struct Played {
+        took: Mutex<Vec<Stamp>>,
+        disk_full: bool,
+    }
+
+    impl Peers for Played {
+        fn apply_batch(&self, mutations: Vec<Bytes>, to: AnswerTo<Result<Vec<ApplyAnswer>, Failure>>) {
+            let apply = |mutation: Bytes| {
+                let stamp = Mutation::decode(&mutation).unwrap().stamp();
+                if stamp <= ABOVE {
+                    return ApplyAnswer::Failed(Failure::TooOld { above: ABOVE });
+                }
+                if self.disk_full {
+                    return ApplyAnswer::Failed(Failure::Refused("disk full".into()));
+                }
+                self.took.lock().unwrap().push(stamp);
+                ApplyAnswer::Applied
+            };
+            to.send(Ok(mutations.into_iter().map(apply).collect()));
+        }
+
+        fn apply(&self, _: &Bytes, _: AnswerTo<ApplyAnswer>) {
+            unreachable!("hints go in batches")
+        }
+        fn read(&self, _: &Slice, _: AnswerTo<ReadAnswer>) {
+            unreachable!("hints are not read")
+        }
+        fn reconcile(&self, _: PeerReconcile, _: AnswerTo<Result<PeerReconciled, Failure>>) {
+            unreachable!("hints are not reconciled")
+        }
+        fn latency_us(&self, _: NodeId) -> u64 {
+            0
+        }
+        fn greeted_by(&self, _: NodeId) {}
+        fn gauges(&self) -> Vec<(String, i64)> {
+            Vec::new()
+        }
+    }
+
+    /// Server 0 with a hint of each stamp for the other, and what delivering them two at once came to.
+    async fn delivered(stamps: &[i64], played: Arc<Played>) -> (Result<u64, String>, u64) {
+        let dir = tempfile::tempdir().unwrap();
+        let config = Arc::new(Config { handoff_batch_mutations: 2, ..Config::default() });
+        let stats = Arc::new(Stats::default());
+        let (store, _) =
+            Store::open(dir.path(), &config, Disk::real(), Drive::Thread, stats.clone(), |_| {}).unwrap();
+        let members = Arc::new(Members::new(NodeId(0), 2, 1, &config));
+        members.note(OTHER, Event::Connected { generation: 1 });
+        let clock = Arc::new(Clock::machine(0));
+        let handoff =
+            Handoff::new(NodeId(0), vec![OTHER], config, store.clone(), members, played, clock, stats);
+        for stamp in stamps {
+            let cell = Cell { stamp: Stamp(*stamp), content: Content::Value(Bytes::from_static(b"v")) };
+            let mutation = Arc::new(Mutation::single(KV_TABLE, Bytes::from_static(b"k"), cell));
+            ask_one(OTHER, |to| handoff.keep(&mutation, to)).await.unwrap();
+        }
+        let outcome = handoff.deliver(OTHER).await.map_err(|error| error.to_string());
+        (outcome, store.hint_total(OTHER).count)
+    }
+
+    #[tokio::test]
+    async fn hints_that_will_never_be_taken_keep_no_others_waiting() {
+        let played = Arc::new(Played::default());
+        let (outcome, left) = delivered(&[1, 2, 3, 11, 12, 4, 13], played.clone()).await;
+        assert_eq!(*played.took.lock().unwrap(), [11, 12, 13].map(Stamp));
+        assert_eq!(left, 4, "those that were refused are kept");
+        let said = outcome.unwrap_err();
+        assert!(said.contains("the stamp is older than deletions that were collected"), "{said}");
+    }
+
+    #[tokio::test]
+    async fn a_server_that_cannot_store_is_not_sent_all_there_is() {
+        let played = Arc::new(Played { disk_full: true, ..Played::default() });
+        let (outcome, left) = delivered(&[1, 11, 12, 13], played).await;
+        assert_eq!(left, 4);
+        let said = outcome.unwrap_err();
+        assert!(said.contains("disk full"), "{said}");
+    }
 
     #[test]
     fn a_delivery_takes_its_share_of_the_time_and_never_rests_for_long() {
