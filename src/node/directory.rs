@@ -40,6 +40,7 @@ impl Directory {
     pub(super) fn lock(path: &Path) -> Result<Directory, DirectoryError> {
         let unusable = |source| DirectoryError::Unusable { path: path.to_owned(), source };
         fs::create_dir_all(path).map_err(unusable)?;
+        keep_entry(path);
         let mut file = OpenOptions::new()
             .read(true)
             .write(true)
@@ -80,6 +81,16 @@ impl Directory {
 impl Drop for Directory {
     fn drop(&mut self) {
         self.not_ready();
+    }
+}
+
+/// Syncs the directory's entry in its parent, and the parent's in its own: both may have been made just now, and what is
+/// acknowledged must not vanish with them when the power is cut.
+fn keep_entry(path: &Path) {
+    let sync = |parent: &Path| File::open(parent)?.sync_all();
+    let synced = path.canonicalize().and_then(|path| path.ancestors().skip(1).take(2).try_for_each(sync));
+    if let Err(error) = synced {
+        log::warn!("a power cut soon after {} was made may take it away: {error}", path.display());
     }
 }
 
