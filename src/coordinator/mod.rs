@@ -158,6 +158,9 @@ pub enum Refused {
 /// A server whose connection broke is dialled again at once; its requests wait this long for the outcome.
 const REDIAL_PAUSE: Duration = Duration::from_millis(5);
 
+/// A read asks the others again after each pause, so pauses double up to this.
+const REDIAL_PAUSE_MAX: Duration = Duration::from_millis(80);
+
 /// How long to wait before a hint is offered again to a log whose queue was full.
 const HINT_PAUSE: Duration = Duration::from_millis(50);
 
@@ -277,10 +280,7 @@ impl Coordinator {
                     trace.note(|| format!("replicas are ahead: once more with stamp {stamp}"));
                     self.stats.writes_restamped.count();
                     round.outgoing = Outgoing::new(round.outgoing.mutation().restamped(stamp));
-                    // Who failed in this round is not asked again: it gets the newer mutation as a hint.
-                    let failed: Vec<NodeId> = round.op.failed().collect();
-                    self.hint_and_forget(&round.outgoing, failed.into_iter());
-                    round.op.restamped();
+                    round.op.restamped(); // those that failed are not asked again: in the end they get a hint
                 }
                 Verdict::Met => {
                     let written = round.written();
@@ -445,12 +445,6 @@ impl Coordinator {
         }
     }
 
-    fn hint_and_forget(&self, outgoing: &Outgoing, nodes: impl Iterator<Item = NodeId>) {
-        for node in nodes.filter(|node| *node != self.me) {
-            self.handoff.keep(outgoing.mutation(), Answers::default().expect(node));
-        }
-    }
-
     /// Reads `slice` at `level`.
     pub async fn read(
         self: &Arc<Self>,
@@ -533,15 +527,17 @@ impl Coordinator {
         let (mut alive, absent) = self.split_by_liveness(&slice.partition);
         self.check_available(level, &alive, &absent, "nothing was read")?;
         self.best_first(&mut alive);
-        let needed = level.needed(alive.len() + absent.len());
+        let needed = level.needed(replicas.len());
         trace.note(|| format!("server {} coordinates, {level}", self.me));
         let deadline = start + self.config.read_timeout();
+        let mut pause = REDIAL_PAUSE;
         loop {
             admitted.shrink_to(slice.partition.len()); // the answers of an earlier attempt are gone
             let mut op = ReadOp::new(needed, alive.clone());
             self.await_answers(&mut op, &slice, &mut admitted, deadline, trace).await?;
             let answered = op.answered();
-            if answered < needed && self.wait_for_redial(op.failures(), deadline).await {
+            if answered < needed && self.wait_for_redial(op.failures(), pause, deadline).await {
+                pause = (pause * 2).min(REDIAL_PAUSE_MAX);
                 (alive, _) = self.split_by_liveness(&slice.partition);
                 let absent: Vec<NodeId> =
                     replicas.iter().copied().filter(|node| !alive.contains(node)).collect();
@@ -553,7 +549,7 @@ impl Coordinator {
                 let why = describe_failures(op.failures().iter().map(|(node, failure)| (*node, failure)));
                 return Err(Refused::ReadTimeout { level, needed, answered, why });
             }
-            if !level.is_strong(alive.len() + absent.len()) {
+            if !level.is_strong(replicas.len()) {
                 self.compare_by_chance(&op, &slice);
             }
             let resolved = op.resolve(slice.cells_max);
@@ -576,13 +572,18 @@ impl Coordinator {
     }
 
     /// True if a server that could not be asked is being dialled again, after giving that a moment.
-    async fn wait_for_redial(&self, failures: &[(NodeId, Failure)], deadline: Instant) -> bool {
+    async fn wait_for_redial(
+        &self,
+        failures: &[(NodeId, Failure)],
+        pause: Duration,
+        deadline: Instant,
+    ) -> bool {
         let redialled = |(node, failure): &(NodeId, Failure)| {
             *failure == Failure::Unreachable && self.members.state(*node) == State::Suspect
         };
-        let worth_it = failures.iter().any(redialled) && Instant::now() + REDIAL_PAUSE < deadline;
+        let worth_it = failures.iter().any(redialled) && Instant::now() + pause < deadline;
         if worth_it {
-            tokio::time::sleep(REDIAL_PAUSE).await;
+            tokio::time::sleep(pause).await;
         }
         worth_it
     }
@@ -753,7 +754,8 @@ impl Coordinator {
 
     /// This server first if it is a replica, then the others by how fast they answered lately, Suspect ones last.
     fn best_first(&self, nodes: &mut [NodeId]) {
-        nodes.sort_by_key(|node| {
+        // Cached: what it goes by may change meanwhile.
+        nodes.sort_by_cached_key(|node| {
             let suspect = self.members.state(*node) != State::Up;
             (suspect, *node != self.me, self.replicas.latency_us(*node))
         });

@@ -213,12 +213,6 @@ impl WriteOp {
         })
     }
 
-    /// The replicas that were asked and failed.
-    pub fn failed(&self) -> impl Iterator<Item = NodeId> {
-        let failed = |slot: &&Slot| matches!(slot.state, SlotState::Failed(_)) && !slot.only_hinted;
-        self.slots.iter().filter(failed).map(|slot| slot.node)
-    }
-
     /// The replicas that may lack the mutation and are owed a hint: those that failed or are still silent, and those
     /// whose hint found this server's log too busy. A hint that was refused for good is not owed again.
     pub fn owed(&self) -> impl Iterator<Item = (NodeId, Option<&Failure>)> {

@@ -356,6 +356,8 @@ impl Writer {
         let failure = Failure::Refused(format!("{reason}; nothing was stored on this server").into());
         let refused = batch.iter().filter(|request| mutation(request).is_some()).count();
         self.shared.stats.mutations_refused.add(refused as u64);
+        let hints = batch.iter().filter(|request| matches!(request, Request::Hint { .. })).count();
+        self.shared.stats.hints_dropped.add(hints as u64);
         let refuse = |request| match request {
             Request::Apply { to, .. } => Some(Given::Apply(to, ApplyAnswer::Failed(failure.clone()), None)),
             Request::Hint { to, .. } | Request::ForgetHints { to, .. } | Request::Barrier { to } => {
