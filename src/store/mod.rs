@@ -295,7 +295,8 @@ impl Store {
     }
 
     /// The digest of the cells after one engine key (empty: from the first) up to and including another (empty: to
-    /// the last), or of the first `cells_max` of them. `now_s` decides which are live.
+    /// the last), or of the first `cells_max` of them, those that count as gone and are not dropped yet counted in.
+    /// `now_s` decides which are live.
     pub fn digest(
         &self,
         after: &[u8],

@@ -23,7 +23,7 @@ use crate::slice::Slice;
 /// Bytes of keys and values of one answer; a single larger cell is an answer nonetheless.
 const ANSWER_BYTES_MAX: usize = 4 * 1024 * 1024;
 
-/// Bytes after which a digest stops: it runs where requests are answered, and they must not wait for it.
+/// Bytes looked at after which a digest stops: it runs where requests are answered, and they must not wait for it.
 const DIGEST_BYTES_MAX: usize = 4 * 1024 * 1024;
 
 /// Cells hashed between two looks at memory.
@@ -41,7 +41,7 @@ pub struct SliceCells {
 /// A run of cells by engine key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Page {
-    /// Engine keys and cells in key order, tombstones and expired ones included.
+    /// Engine keys and cells in key order, tombstones and expired ones included. None of them is no end: `complete` is.
     pub cells: Vec<(Vec<u8>, Cell)>,
     /// The page holds all there is up to and including this engine key; empty: up to the last.
     pub upto: Vec<u8>,
@@ -152,20 +152,27 @@ impl View {
         Ok(SliceCells { cells, complete })
     }
 
-    /// The cells after one engine key up to and including another (empty: to the last).
+    /// The cells after one engine key up to and including another (empty: to the last). At most `cells_max` are looked
+    /// at; those that count as gone are left out, so a page may be empty and the run go on.
     pub fn page(&self, after_key: &[u8], upto: &[u8], cells_max: usize) -> Result<Page, StoreError> {
+        let mut page = self.stretch(after_key, upto, cells_max)?;
+        page.cells.retain(|(key, cell)| !self.ranges.hides(key, cell));
+        Ok(page)
+    }
+
+    /// Such a page with the cells that count as gone.
+    fn stretch(&self, after_key: &[u8], upto: &[u8], cells_max: usize) -> Result<Page, StoreError> {
         let start = if after_key.is_empty() { Vec::new() } else { after(after_key) };
         let end = (!upto.is_empty()).then(|| after(upto));
-        let (mut cells, complete) = self.range(&start, end.as_deref(), cells_max, ANSWER_BYTES_MAX)?;
+        let (cells, complete) = self.range(&start, end.as_deref(), cells_max, ANSWER_BYTES_MAX)?;
         let upto = match cells.last() {
             Some((last, _)) if !complete => last.clone(),
             _ => upto.to_vec(),
         };
-        cells.retain(|(key, cell)| !self.ranges.hides(key, cell));
         Ok(Page { cells, upto, complete })
     }
 
-    /// The digest of such a run.
+    /// The digest of such a run. Both bounds count what is looked at, for that is the work.
     pub fn digest(
         &self,
         after_key: &[u8],
@@ -174,12 +181,16 @@ impl View {
         now_s: i64,
     ) -> Result<Digest, StoreError> {
         let mut sum = Digest { cells: 0, live: 0, digest: 0, upto: after_key.to_vec(), complete: false };
-        let mut bytes = 0;
-        while !sum.complete && sum.cells < cells_max as u64 && bytes < DIGEST_BYTES_MAX {
-            let step = DIGEST_STEP_CELLS.min(cells_max - sum.cells as usize);
-            let page = self.page(&sum.upto, upto, step)?;
+        let (mut looked_at, mut bytes) = (0, 0);
+        while !sum.complete && looked_at < cells_max && bytes < DIGEST_BYTES_MAX {
+            let step = DIGEST_STEP_CELLS.min(cells_max - looked_at);
+            let page = self.stretch(&sum.upto, upto, step)?;
+            looked_at += page.cells.len();
             for (key, cell) in &page.cells {
                 bytes += key.len() + cell.value_bytes().len();
+                if self.ranges.hides(key, cell) {
+                    continue;
+                }
                 sum.cells += 1;
                 sum.live += u64::from(cell.live_value(now_s).is_some());
                 sum.digest = sum.digest.wrapping_add(cell_hash(key, cell));

@@ -2,6 +2,7 @@
 
 use super::ways::fill;
 use super::*;
+use crate::key;
 
 /// What a write is answered if it was refused.
 fn refused(answer: &ApplyAnswer) -> &str {
@@ -191,6 +192,34 @@ async fn an_older_horizon_that_comes_late_takes_nothing_back() {
     assert_eq!(store.horizon(0), Horizon { stamp: Stamp(100), expired_s: 7 });
     assert_eq!(store.remembered(&collected_name(0)), Some(100));
     assert_eq!(store.remembered(&expired_name(0)), Some(7));
+}
+
+/// Until they are dropped, collected cells are read like others, and only then left out: that is work, too.
+#[tokio::test]
+async fn collected_cells_count_against_the_bounds_of_pages_and_digests() {
+    let dir = directory();
+    let (store, _) = open(dir.path(), &Config::default());
+    store.cut_leaves(vec![vec![0xff]]).unwrap();
+    let deleted = |number: i64| kv(number.to_be_bytes(), tombstone(1 + number));
+    apply_all(&store, (0..3_000).map(deleted)).await;
+    apply_all(&store, [kv("z", value(9_999, "live"))]).await;
+    let horizon = Horizon { stamp: Stamp(3_000), expired_s: 0 };
+    ask_one(HERE, |to| store.collect_range(0, horizon, to)).await.unwrap();
+
+    let page = store.page(&[], &[], 10).unwrap();
+    assert_eq!((page.cells.len(), page.complete), (0, false));
+    let tenth = key::encode(KV_TABLE, &9i64.to_be_bytes(), b"");
+    assert_eq!(page.upto, tenth);
+    let digest = store.digest(&[], &[], 10, 0).unwrap();
+    assert_eq!(digest, Digest { cells: 0, live: 0, digest: 0, upto: tenth, complete: false });
+
+    let mut digests = vec![digest];
+    while !digests.last().unwrap().complete {
+        let stopped = digests.last().unwrap().upto.clone();
+        digests.push(store.digest(&stopped, &[], 1_500, 0).unwrap());
+    }
+    assert_eq!(digests.iter().map(|digest| digest.cells).collect::<Vec<_>>(), [0, 0, 1]);
+    assert_eq!(everything(&store, 700).len(), 1);
 }
 
 #[tokio::test]
