@@ -1,7 +1,7 @@
 //! A server for tests: cells in a map, answers by the contract, and a way to misbehave.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -61,6 +61,8 @@ struct Shared {
     accepted: AtomicUsize,
     /// Cells of one digest or page.
     cells_max: AtomicUsize,
+    /// Deletions up to this stamp count as gone.
+    collected_upto: AtomicI64,
 }
 
 /// A cluster of `count` fakes, none of which passes anything on.
@@ -131,6 +133,7 @@ impl Fake {
             connections: Mutex::default(),
             accepted: AtomicUsize::new(0),
             cells_max: AtomicUsize::new(1024),
+            collected_upto: AtomicI64::new(i64::MIN),
         });
         let accepting = tokio::spawn(accept(listener, shared.clone()));
         Fake { shared, accepting }
@@ -155,6 +158,11 @@ impl Fake {
 
     pub(crate) fn limit_cells(&self, cells_max: usize) {
         self.shared.cells_max.store(cells_max, Ordering::Relaxed);
+    }
+
+    /// Looks at deletions up to this stamp and shows none of them, as a server that has not dropped them yet.
+    pub(crate) fn collect_upto(&self, stamp: i64) {
+        self.shared.collected_upto.store(stamp, Ordering::Relaxed);
     }
 
     /// Has a cell of the key-value table, whoever should.
@@ -368,13 +376,8 @@ impl Shared {
         }
     }
 
-    /// The cells in (after, upto], at most `asked`, and whether there are no more.
-    fn stretch(
-        &self,
-        after: Option<Vec<u8>>,
-        upto: Option<Vec<u8>>,
-        asked: Option<i32>,
-    ) -> (Vec<(Vec<u8>, Cell)>, bool) {
+    /// The cells in (after, upto], of which at most `asked` are looked at.
+    fn stretch(&self, after: Option<Vec<u8>>, upto: Option<Vec<u8>>, asked: Option<i32>) -> Found {
         let (after, upto) = (after.unwrap_or_default(), upto.unwrap_or_default());
         let most = self.cells_max.load(Ordering::Relaxed).min(asked.unwrap().max(1) as usize);
         let cells = self.cells.lock().unwrap();
@@ -383,23 +386,22 @@ impl Shared {
             within.take(most + 1).map(|(key, cell)| (key.clone(), cell.clone())).collect();
         let complete = found.len() <= most;
         found.truncate(most);
-        (found, complete)
+        let stopped = if complete { upto } else { found.last().unwrap().0.clone() };
+        let collected_upto = self.collected_upto.load(Ordering::Relaxed);
+        found.retain(|(_, cell)| cell.content != Content::Tombstone || cell.stamp.0 > collected_upto);
+        (found, stopped, complete)
     }
 
     fn digest(&self, request: DigestRequest) -> DigestResult {
-        let upto = request.upto.clone().unwrap_or_default();
-        let (found, complete) = self.stretch(request.after, request.upto, request.cells);
+        let (found, stopped, complete) = self.stretch(request.after, request.upto, request.cells);
         let sum = found.iter().fold(0u128, |sum, (key, cell)| sum.wrapping_add(hash(key, cell)));
         let live = found.iter().filter(|(_, cell)| cell.live_value(NOW_S).is_some()).count();
-        let stopped = if complete { upto } else { found.last().unwrap().0.clone() };
         DigestResult::new(found.len() as i64, sum.to_be_bytes().to_vec(), stopped, complete, live as i64)
     }
 
     fn page(&self, request: PageRequest) -> PageResult {
-        let upto = request.upto.clone().unwrap_or_default();
         let value_bytes = request.value_bytes.unwrap() as usize;
-        let (found, complete) = self.stretch(request.after, request.upto, request.cells);
-        let stopped = if complete { upto } else { found.last().unwrap().0.clone() };
+        let (found, stopped, complete) = self.stretch(request.after, request.upto, request.cells);
         let rows = found.into_iter().map(|(engine_key, cell)| {
             let at = key::decode(&engine_key).unwrap();
             let value = cell.value_bytes();
@@ -424,6 +426,9 @@ impl Shared {
         PageResult::new(rows.collect::<Vec<_>>(), stopped, complete)
     }
 }
+
+/// Cells, up to where they were looked for, and whether there are no more.
+type Found = (Vec<(Vec<u8>, Cell)>, Vec<u8>, bool);
 
 fn steps(trace: Option<bool>) -> Option<Vec<String>> {
     (trace == Some(true)).then(|| vec!["asked server 0".to_owned(), "server 0 applied".to_owned()])

@@ -124,14 +124,12 @@ impl<'a> Walk<'a> {
         self.findings
     }
 
-    /// The first table that has a cell after `from`, on any server.
+    /// The first table that has a cell after `from`, on any server; perhaps nothing but cells that count as gone.
     async fn next_table(&mut self, from: &[u8]) -> Option<TableId> {
         let request = page_request(from, &[], 1, 0);
         let asked = self.asked.clone();
         let pages = self.ask_all::<InspectPage>(&asked, &request).await;
-        let first = |page: &PageResult| page.cells.as_ref()?.first()?.table;
-        let tables = pages.iter().filter_map(|(_, page)| first(page));
-        tables.filter_map(|table| u16::try_from(table).ok()).map(TableId).min()
+        pages.iter().filter_map(|(_, page)| table_of(page)).min()
     }
 
     async fn compare(&mut self, replicas: &[NodeId], mut stretch: Stretch) {
@@ -312,11 +310,24 @@ impl<'a> Walk<'a> {
             stray.cells += cells;
             return;
         }
-        let request = page_request(&stretch.after, &stretch.upto, 1, 0);
-        let page = self.client.call_on::<InspectPage>(node, &request).await;
-        let first = page.ok().and_then(|page| page.cells?.into_iter().next());
+        let first = self.first_row(node, stretch).await;
         let example = first.map_or_else(|| "?".to_owned(), |row| super::report::label(&row));
         self.findings.strays.push(Stray { node, cells, belongs_on: replicas.to_vec(), example });
+    }
+
+    /// The first cell that a server shows of a stretch.
+    async fn first_row(&self, node: NodeId, stretch: &Stretch) -> Option<CellRow> {
+        let mut after = stretch.after.clone();
+        loop {
+            let request = page_request(&after, &stretch.upto, STEP_CELLS, 0);
+            let page = self.client.call_on::<InspectPage>(node, &request).await.ok()?;
+            let first = page.cells.and_then(|rows| rows.into_iter().next());
+            let stopped = page.upto.unwrap_or_default();
+            if first.is_some() || page.complete == Some(true) || stopped <= after {
+                return first;
+            }
+            after = stopped;
+        }
     }
 
     /// Asks several servers at once; those that do not answer are lost and missing in the result.
@@ -401,6 +412,15 @@ fn digest_request(stretch: &Stretch) -> DigestRequest {
 
 pub(super) fn page_request(after: &[u8], upto: &[u8], cells: i32, value_bytes: i32) -> PageRequest {
     PageRequest::new(after.to_vec(), upto.to_vec(), cells, value_bytes)
+}
+
+/// The table in which a page of one cell begins. A cell that counts as gone is not shown: then it is where the page ends.
+fn table_of(page: &PageResult) -> Option<TableId> {
+    if let Some(row) = page.cells.as_ref().and_then(|rows| rows.first()) {
+        return row.table.and_then(|table| u16::try_from(table).ok()).map(TableId);
+    }
+    let stopped = page.upto.as_ref().filter(|_| page.complete != Some(true))?;
+    stopped.first_chunk().map(|table| TableId(u16::from_be_bytes(*table)))
 }
 
 fn complete(result: &DigestResult) -> bool {
