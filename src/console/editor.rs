@@ -82,7 +82,7 @@ impl Completer for Words {
 
 /// Where the last word of `typed` starts, and the words it may become.
 fn complete(typed: &str) -> (usize, Vec<&'static str>) {
-    let start = typed.rfind(char::is_whitespace).map_or(0, |space| space + 1);
+    let start = typed.trim_end_matches(|typed: char| !typed.is_whitespace()).len();
     let (before, begun) = (typed[..start].to_ascii_lowercase(), typed[start..].to_ascii_lowercase());
     let before: Vec<&str> = before.split_whitespace().collect();
     let levels = || LEVELS.iter().map(|(name, _)| *name);
@@ -114,6 +114,7 @@ mod tests {
             ("del 1 st", 6, vec!["stamp"]),
             ("trace o", 6, vec!["on", "off"]),
             ("größe p", 8, vec![]),
+            ("get\u{a0}1\u{3000}t", 9, vec!["two", "three"]),
         ] {
             assert_eq!(complete(typed), (start, words), "{typed}");
         }
