@@ -6,7 +6,7 @@
 //!
 //! A person gets a prompt, history and completion. A pipe gets answers on standard output and remarks on standard
 //! error, goes on after a refused or wrong line, and its exit code tells the worst: 0 done, 1 refused by the cluster,
-//! 2 wrong use.
+//! 2 wrong use. Where nobody reads the answers any more the rest is not carried out: that is no better than refused.
 //!
 //! Not here: what the commands mean (`command`), how answers look (`session`, `client::text`).
 
@@ -43,7 +43,7 @@ pub struct Options {
     #[arg(long, value_name = "FILE", default_value = "nodes.txt")]
     pub nodes: PathBuf,
     /// Carry out this command and end; may be given several times.
-    #[arg(short = 'e', long = "execute", value_name = "COMMAND")]
+    #[arg(short = 'e', long = "execute", value_name = "COMMAND", value_parser = one_line)]
     pub execute: Vec<String>,
     /// Print one JSON object per answer.
     #[arg(long)]
@@ -51,6 +51,14 @@ pub struct Options {
     /// Milliseconds to wait for an answer.
     #[arg(long, value_name = "N", default_value_t = 5_000, value_parser = clap::value_parser!(u64).range(1..))]
     pub timeout_ms: u64,
+}
+
+/// A command is a line. What a script puts into one must not begin another.
+fn one_line(command: &str) -> Result<String, String> {
+    if command.trim().contains('\n') {
+        return Err("one command is one line; in a quoted value a line break is written \\n".to_owned());
+    }
+    Ok(command.to_owned())
 }
 
 /// Runs the console to its end and returns the exit code.
@@ -73,7 +81,7 @@ pub fn run(options: &Options) -> u8 {
     };
     match result {
         Ok(came) => came as u8,
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Came::Done as u8, // the reader has seen enough
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Came::Refused as u8, // nobody is told what came of it
         Err(error) => {
             eprintln!("client: {error}");
             Came::WrongUse as u8
@@ -152,23 +160,42 @@ fn carry_out(
 }
 
 async fn carry_out_in(session: &mut Session<'_>, lines: &mut dyn BufRead) -> io::Result<Came> {
-    let mut worst = Came::Done;
     let mut line = Vec::new();
     loop {
         line.clear();
         if lines.read_until(b'\n', &mut line)? == 0 {
-            return Ok(worst);
+            return Ok(session.worst());
         }
-        let Ok(text) = std::str::from_utf8(&line) else {
-            eprintln!("client: a line is not UTF-8; write such bytes as 0x and hexadecimal digits");
-            worst = worst.max(Came::WrongUse);
-            continue;
+        let next = match std::str::from_utf8(&line) {
+            Ok(text) => session.line(text).await,
+            Err(_) => {
+                let why = "a line is not UTF-8; write such bytes as 0x and hexadecimal digits";
+                session.wrong_use(why).map(|()| Next::Line)
+            }
         };
-        match session.line(text).await? {
-            Next::Line(came) => worst = worst.max(came),
-            Next::Leave => return Ok(worst),
+        match next {
+            Ok(Next::Line) => {}
+            Ok(Next::Leave) => return Ok(session.worst()),
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {
+                let rest = if is_anything_left(lines)? { Came::Refused } else { Came::Done };
+                return Ok(session.worst().max(rest));
+            }
+            Err(error) => return Err(error),
         }
     }
+}
+
+/// True if a line follows that asks for something.
+fn is_anything_left(lines: &mut dyn BufRead) -> io::Result<bool> {
+    let mut line = Vec::new();
+    while lines.read_until(b'\n', &mut line)? > 0 {
+        match std::str::from_utf8(&line).map(parse) {
+            Ok(Ok(Command::Nothing)) => line.clear(),
+            Ok(Ok(Command::Exit)) => return Ok(false),
+            _ => return Ok(true),
+        }
+    }
+    Ok(false)
 }
 
 /// Lines from a person.
@@ -194,7 +221,7 @@ fn converse(runtime: &Runtime, client: Client, preferred: Option<NodeId>, json: 
             }
         });
         match next.transpose()? {
-            Some(Next::Line(_)) => {}
+            Some(Next::Line) => {}
             Some(Next::Leave) => return Ok(Came::Done),
             None => println!("not waited for; a write may or may not have happened"),
         }

@@ -11,6 +11,7 @@ use super::command::{Command, help, parse};
 use crate::answer::NodeId;
 use crate::client::text::{self, Key};
 use crate::client::{Attempt, Client, ClientError, RingView};
+use crate::coordinator::level::quorum;
 use crate::thrift::chord::{
     Description, GetRequest, GetResult, Member, PutRequest, RangeState, RemoveRequest, WriteResult,
 };
@@ -32,7 +33,7 @@ pub enum Came {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Next {
     /// Another line.
-    Line(Came),
+    Line,
     /// The end of the conversation.
     Leave,
 }
@@ -54,6 +55,7 @@ pub struct Session<'a> {
     client: Client,
     current: NodeId,
     trace: bool,
+    worst: Came,
     screen: Screen<'a>,
 }
 
@@ -66,7 +68,7 @@ impl<'a> Session<'a> {
         screen: Screen<'a>,
     ) -> io::Result<Option<Session<'a>>> {
         let current = preferred.unwrap_or(NodeId(0));
-        let mut session = Session { client, current, trace: false, screen };
+        let mut session = Session { client, current, trace: false, worst: Came::Done, screen };
         match session.find(async |client: Client| client.describe().await).await {
             (Ok(_), lost) => {
                 let instead = match lost.first() {
@@ -80,7 +82,7 @@ impl<'a> Session<'a> {
                 Ok(Some(session))
             }
             (Err(error), _) => {
-                session.refused("connect", None, &error)?;
+                session.refused("connect", None, &error, false)?;
                 Ok(None)
             }
         }
@@ -91,17 +93,22 @@ impl<'a> Session<'a> {
         self.current
     }
 
+    /// How the worst line so far came out, even if its answer could not be shown.
+    pub fn worst(&self) -> Came {
+        self.worst
+    }
+
     /// Carries out one line.
     pub async fn line(&mut self, line: &str) -> io::Result<Next> {
         let command = match parse(line) {
             Ok(command) => command,
             Err(why) => {
                 self.wrong_use(&why)?;
-                return Ok(Next::Line(Came::WrongUse));
+                return Ok(Next::Line);
             }
         };
-        let came = match command {
-            Command::Nothing => Came::Done,
+        match command {
+            Command::Nothing => {}
             Command::Exit => return Ok(Next::Leave),
             Command::Help => self.answer(&help(), json!({"command": "help", "text": help()}))?,
             Command::Trace(on) => self.set_trace(on)?,
@@ -124,13 +131,13 @@ impl<'a> Session<'a> {
             }
             Command::Status => match self.ask(async |client: Client| client.describe().await).await? {
                 Ok(description) => self.answer(&status(&description), status_json(&description))?,
-                Err(error) => self.refused("status", None, &error)?,
+                Err(error) => self.refused("status", None, &error, false)?,
             },
             Command::Ring { key } => match self.ask(async |client: Client| client.describe().await).await? {
                 Ok(description) => {
                     self.answer(&ring_of(&key, &description), ring_json(&key, &description))?
                 }
-                Err(error) => self.refused("ring", Some(&key), &error)?,
+                Err(error) => self.refused("ring", Some(&key), &error, false)?,
             },
             Command::Stats => match self.ask(async |client: Client| client.stats().await).await? {
                 Ok(stats) => {
@@ -138,10 +145,10 @@ impl<'a> Session<'a> {
                     let shown = json!({"command": "stats", "server": self.current.0, "values": values});
                     self.answer(&stats_table(&values), shown)?
                 }
-                Err(error) => self.refused("stats", None, &error)?,
+                Err(error) => self.refused("stats", None, &error, false)?,
             },
-        };
-        Ok(Next::Line(came))
+        }
+        Ok(Next::Line)
     }
 
     /// Carries out one request on the current server, or on another one if it has gone, which is then current.
@@ -193,7 +200,7 @@ impl<'a> Session<'a> {
         self.client.nodes().address(self.current).map(ToString::to_string).unwrap_or_default()
     }
 
-    fn set_trace(&mut self, on: bool) -> io::Result<Came> {
+    fn set_trace(&mut self, on: bool) -> io::Result<()> {
         self.trace = on;
         let text = format!("trace is {}\n", if on { "on" } else { "off" });
         self.answer(&text, json!({"command": "trace", "on": on}))
@@ -205,10 +212,10 @@ impl<'a> Session<'a> {
         key: &Key,
         asked: Option<i64>,
         result: Result<WriteResult, ClientError>,
-    ) -> io::Result<Came> {
+    ) -> io::Result<()> {
         let result = match result {
             Ok(result) => result,
-            Err(error) => return self.refused(command, Some(key), &error),
+            Err(error) => return self.refused(command, Some(key), &error, may_have_happened(&error)),
         };
         let newer = result.stamp.filter(|won| asked.is_some_and(|asked| asked < *won));
         let mut shown = json!({"command": command, "key": key_json(key), "result": "SUCCESS",
@@ -221,10 +228,10 @@ impl<'a> Session<'a> {
         self.answer(&(text + &steps(result.trace.as_deref())), shown)
     }
 
-    fn got(&mut self, key: &Key, result: Result<GetResult, ClientError>) -> io::Result<Came> {
+    fn got(&mut self, key: &Key, result: Result<GetResult, ClientError>) -> io::Result<()> {
         let result = match result {
             Ok(result) => result,
-            Err(error) => return self.refused("get", Some(key), &error),
+            Err(error) => return self.refused("get", Some(key), &error, false),
         };
         let mut shown = json!({"command": "get", "key": key_json(key), "found": result.value.is_some()});
         let text = match &result.value {
@@ -246,38 +253,41 @@ impl<'a> Session<'a> {
         self.answer(&(text + &steps(result.trace.as_deref())), shown)
     }
 
-    fn answer(&mut self, text: &str, shown: Value) -> io::Result<Came> {
+    fn answer(&mut self, text: &str, shown: Value) -> io::Result<()> {
         if self.screen.json {
             writeln!(self.screen.answers, "{shown}")?;
         } else {
             self.screen.answers.write_all(text.as_bytes())?;
         }
-        self.screen.answers.flush()?;
-        Ok(Came::Done)
+        self.screen.answers.flush()
     }
 
-    fn refused(&mut self, command: &str, key: Option<&Key>, error: &ClientError) -> io::Result<Came> {
-        let (kind, unknown) = kind(error);
-        // Of a read that timed out nothing is unknown but the value.
-        let unknown = unknown && matches!(command, "put" | "del");
+    /// `unknown`: it was a write, and it may have happened.
+    fn refused(
+        &mut self,
+        command: &str,
+        key: Option<&Key>,
+        error: &ClientError,
+        unknown: bool,
+    ) -> io::Result<()> {
+        self.worst = self.worst.max(Came::Refused);
         if self.screen.json {
-            let mut shown = json!({"command": command, "error": kind, "message": error.to_string(),
+            let mut shown = json!({"command": command, "error": kind(error), "message": error.to_string(),
                 "outcome": if unknown { "unknown" } else { "nothing changed" }});
             if let Some(key) = key {
                 add(&mut shown, "key", key_json(key));
             }
-            self.answer("", shown)?;
-        } else {
-            let verdict = if unknown { "UNKNOWN" } else { "FAILED" };
-            self.remark(&format!("{verdict}  {error}"))?;
+            return self.answer("", shown);
         }
-        Ok(Came::Refused)
+        let verdict = if unknown { "UNKNOWN" } else { "FAILED" };
+        self.remark(&format!("{verdict}  {error}"))
     }
 
-    fn wrong_use(&mut self, why: &str) -> io::Result<()> {
+    /// Says what is wrong with a line that cannot be carried out.
+    pub(super) fn wrong_use(&mut self, why: &str) -> io::Result<()> {
+        self.worst = Came::WrongUse;
         if self.screen.json {
-            self.answer("", json!({"error": "usage", "message": why, "outcome": "nothing changed"}))?;
-            return Ok(());
+            return self.answer("", json!({"error": "usage", "message": why, "outcome": "nothing changed"}));
         }
         self.remark(why)
     }
@@ -288,19 +298,27 @@ impl<'a> Session<'a> {
     }
 }
 
-/// The error's name in JSON, and whether a write that met it may have happened.
-fn kind(error: &ClientError) -> (&'static str, bool) {
+/// True if a write that met this error may have happened.
+fn may_have_happened(error: &ClientError) -> bool {
+    matches!(
+        error,
+        ClientError::Refused(Refusal::Timeout(_)) | ClientError::Classic(_) | ClientError::Unknown { .. }
+    )
+}
+
+/// The error's name in JSON.
+fn kind(error: &ClientError) -> &'static str {
     match error {
-        ClientError::Refused(Refusal::Unavailable(_)) => ("unavailable", false),
-        ClientError::Refused(Refusal::Timeout(_)) => ("timeout", true),
-        ClientError::Refused(Refusal::Overloaded(_)) => ("overloaded", false),
-        ClientError::Refused(Refusal::InvalidRequest(_)) => ("invalid", false),
-        ClientError::Classic(_) => ("classic", true),
-        ClientError::Unreachable { .. } => ("unreachable", false),
-        ClientError::Unknown { .. } => ("unknown", true),
-        ClientError::NoAnswer { .. } => ("no answer", false),
-        ClientError::Declined(_) => ("declined", false),
-        ClientError::NoSuchServer { .. } => ("no such server", false),
+        ClientError::Refused(Refusal::Unavailable(_)) => "unavailable",
+        ClientError::Refused(Refusal::Timeout(_)) => "timeout",
+        ClientError::Refused(Refusal::Overloaded(_)) => "overloaded",
+        ClientError::Refused(Refusal::InvalidRequest(_)) => "invalid",
+        ClientError::Classic(_) => "classic",
+        ClientError::Unreachable { .. } => "unreachable",
+        ClientError::Unknown { .. } => "unknown",
+        ClientError::NoAnswer { .. } => "no answer",
+        ClientError::Declined(_) => "declined",
+        ClientError::NoSuchServer { .. } => "no such server",
     }
 }
 
@@ -482,7 +500,7 @@ fn replicas<'d>(key: &Key, description: &'d Description) -> Vec<&'d Member> {
 fn ring_of(key: &Key, description: &Description) -> String {
     let replicas = replicas(key, description);
     let ids: Vec<String> = replicas.iter().map(|member| member.id.unwrap_or(-1).to_string()).collect();
-    let quorum = replicas.len() / 2 + 1;
+    let quorum = quorum(replicas.len());
     let mut shown = format!("{} is on servers {}; a quorum is {quorum}\n", key.shown, ids.join(", "));
     for (index, member) in replicas.iter().enumerate() {
         let line = format!(

@@ -251,6 +251,71 @@ async fn json_is_one_object_per_answer() {
 }
 
 #[tokio::test]
+async fn a_line_that_is_no_text_is_answered_like_any_wrong_line() {
+    let (_fakes, client) = cluster(1).await;
+    for (json, said) in [
+        (false, "a line is not UTF-8; write such bytes as 0x and hexadecimal digits\n"),
+        (
+            true,
+            "{\"error\":\"usage\",\"message\":\"a line is not UTF-8; write such bytes as 0x and hexadecimal digits\",\
+             \"outcome\":\"nothing changed\"}\n",
+        ),
+    ] {
+        let stream = Stream::default();
+        let (mut answers, mut remarks) = (stream.clone(), stream.clone());
+        let screen = Screen { answers: &mut answers, remarks: &mut remarks, json, greet: false };
+        let mut session = Session::connect(client.clone(), None, screen).await.unwrap().unwrap();
+        let came = carry_out_in(&mut session, &mut &b"put 1 \xff\n"[..]).await.unwrap();
+        assert_eq!(came, Came::WrongUse);
+        assert_eq!(String::from_utf8(stream.0.borrow().clone()).unwrap(), said);
+    }
+}
+
+/// Takes so many answers, then nobody reads any more.
+struct Closing(usize);
+
+impl io::Write for Closing {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if self.0 == 0 { Err(io::ErrorKind::BrokenPipe.into()) } else { Ok(bytes.len()) }
+    }
+    fn flush(&mut self) -> io::Result<()> {
+        self.0 -= 1;
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn what_is_not_carried_out_because_nobody_reads_is_not_done() {
+    let (fakes, client) = cluster(1).await;
+    for (lines, json, came, calls) in [
+        ("put 1 a\nput 2 b\n", false, Came::Done, 2),
+        ("put 1 a\nput 2 b\n\n# that is all\nexit\nput 3 c\n", false, Came::Done, 2),
+        ("put 1 a\nput 2 b\nput 3 c\n", false, Came::Refused, 2),
+        ("put 1 a\nput 2 b\nset\n", false, Came::Refused, 2),
+        ("put 300 a\nput 1 a\nput 2 b\nput 3 c\n", false, Came::WrongUse, 2),
+        ("put 300 a\nput 1 a\nput 2 b\n", false, Came::WrongUse, 2),
+        // The answer that nobody heard says that the line was wrong.
+        ("put 1 a\nput 300 b\n", true, Came::WrongUse, 1),
+    ] {
+        let before = fakes[0].calls().len();
+        let (mut answers, mut remarks) = (Closing(1), io::sink());
+        let screen = Screen { answers: &mut answers, remarks: &mut remarks, json, greet: false };
+        let mut session = Session::connect(client.clone(), None, screen).await.unwrap().unwrap();
+        assert_eq!(carry_out_in(&mut session, &mut lines.as_bytes()).await.unwrap(), came, "{lines}");
+        assert_eq!(fakes[0].calls().len() - before, calls, "{lines}");
+    }
+}
+
+#[test]
+fn what_is_put_into_a_command_begins_no_other() {
+    let parsed = |command| Options::try_parse_from(["client", "-e", command]);
+    assert!(parsed("put k v\ndel k").unwrap_err().to_string().contains("one command is one line"));
+    assert!(parsed("# put k v\ndel k").is_err());
+    assert_eq!(parsed("get 137\n").unwrap().execute, ["get 137\n"]);
+    assert_eq!(parsed(r"put k 'two\nlines'").unwrap().execute, [r"put k 'two\nlines'"]);
+}
+
+#[tokio::test]
 async fn a_server_is_named_by_number_port_or_address() {
     let (_fakes, nodes) = fake::cluster(2).await;
     let port = nodes.addresses()[1].port;
