@@ -17,6 +17,7 @@ pub mod config;
 pub mod cut;
 pub mod net;
 pub mod nodes;
+pub mod output;
 pub mod stats;
 
 // Bytes become calls.

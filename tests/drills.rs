@@ -751,6 +751,24 @@ fn the_start_script_says_what_is_in_the_way_and_leaves_nothing_running() {
     assert!(text(&scripts.run("terminate_servers.sh", &[])).contains("no server runs from here"));
 }
 
+#[test]
+fn what_is_printed_may_be_read_in_part() {
+    for (program, argument) in [
+        (env!("CARGO_BIN_EXE_server"), "--print-config"),
+        (env!("CARGO_BIN_EXE_server"), "--help"),
+        (env!("CARGO_BIN_EXE_client"), "--help"),
+        (env!("CARGO_BIN_EXE_inspector"), "--help"),
+        (env!("CARGO_BIN_EXE_stress"), "--help"),
+        (env!("CARGO_BIN_EXE_drill"), "--help"),
+        (env!("CARGO_BIN_EXE_drill"), "--list"),
+    ] {
+        let (reader, writer) = std::io::pipe().expect("a pipe");
+        drop(reader);
+        let ended = Command::new(program).arg(argument).stdout(writer).output().expect("it runs");
+        assert_eq!(ended.status.code(), Some(0), "{program} {argument}: {}", text(&ended));
+    }
+}
+
 /// The two scripts in a directory of their own, with the binaries of this build.
 struct Scripts {
     cluster: Cluster,

@@ -9,6 +9,7 @@ use anyhow::Context;
 use clap::Parser;
 use tetrachord::causes;
 use tetrachord::drill::{self, DrillError, Options};
+use tetrachord::output;
 use tokio::signal::unix::{SignalKind, signal};
 
 /// Starts servers of its own, lets clients put, get and remove without end, and meanwhile kills servers, freezes them,
@@ -65,10 +66,6 @@ fn main() -> ExitCode {
         return ExitCode::from(2);
     }
     let arguments = Arguments::parse();
-    if arguments.list {
-        print!("{}", drill::list());
-        return ExitCode::SUCCESS;
-    }
     match run(arguments) {
         Ok(code) => code,
         Err(error) => {
@@ -80,6 +77,10 @@ fn main() -> ExitCode {
 }
 
 fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
+    if arguments.list {
+        output::print(&drill::list())?;
+        return Ok(ExitCode::SUCCESS);
+    }
     let options = arguments.options()?;
     // One thread: the system ends the servers with the thread that started them.
     let runtime = tokio::runtime::Builder::new_current_thread()

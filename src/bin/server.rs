@@ -11,6 +11,7 @@ use tetrachord::causes;
 use tetrachord::config::Config;
 use tetrachord::node::{Node, NodeOptions};
 use tetrachord::nodes::Nodes;
+use tetrachord::output;
 use tokio::signal::unix::{SignalKind, signal};
 
 #[global_allocator]
@@ -61,7 +62,7 @@ fn run(arguments: Arguments) -> anyhow::Result<()> {
         None => Config::default(),
     };
     if arguments.print_config {
-        print!("{}", config.to_toml());
+        output::print(&config.to_toml())?;
         return Ok(());
     }
     let nodes = Nodes::load(&arguments.nodes)?;

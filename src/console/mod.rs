@@ -10,7 +10,7 @@
 //!
 //! Not here: what the commands mean (`command`), how answers look (`session`, `client::text`).
 
-use std::io::{self, BufRead, IsTerminal};
+use std::io::{self, BufRead, IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -223,7 +223,7 @@ fn converse(runtime: &Runtime, client: Client, preferred: Option<NodeId>, json: 
         match next.transpose()? {
             Some(Next::Line) => {}
             Some(Next::Leave) => return Ok(Came::Done),
-            None => println!("not waited for; a write may or may not have happened"),
+            None => writeln!(io::stdout(), "not waited for; a write may or may not have happened")?,
         }
     }
 }

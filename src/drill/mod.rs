@@ -198,7 +198,7 @@ pub async fn run(options: Options) -> Result<bool, DrillError> {
     let evidence = !matches!(&outcome, Ok(true)) && scratch.path.join("data").exists();
     if evidence || (task.options.keep && outcome.is_ok()) {
         scratch.keep = true;
-        println!("kept: {} (servers' data and logs)", scratch.path.display());
+        story::say(&format!("kept: {} (servers' data and logs)", scratch.path.display()));
     }
     outcome
 }

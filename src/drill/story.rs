@@ -43,7 +43,7 @@ impl Story {
 }
 
 /// A reader that has gone away, `drill | head`, is no reason to stop half way with servers running.
-fn say(line: &str) {
+pub(super) fn say(line: &str) {
     let _ = writeln!(std::io::stdout(), "{line}");
 }
 

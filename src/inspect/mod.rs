@@ -12,7 +12,7 @@
 //! Not here: mending what differs (handoff, read repair and reconciliation do).
 
 use std::collections::BTreeMap;
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, IsTerminal};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -25,6 +25,7 @@ use crate::answer::NodeId;
 use crate::client::text::{self, Key};
 use crate::client::{Client, ClientOptions, RingView};
 use crate::nodes::Nodes;
+use crate::output;
 use crate::thrift::chord::{CellRow, Description};
 use crate::thrift::method::{Describe, InspectPage};
 
@@ -137,12 +138,7 @@ struct Shown {
 impl Shown {
     /// False if nobody reads any more, which is no failure.
     fn print(&self, json: bool) -> io::Result<bool> {
-        let mut out = io::stdout().lock();
-        let printed = if json { writeln!(out, "{}", self.json) } else { out.write_all(self.text.as_bytes()) };
-        match printed.and_then(|()| out.flush()) {
-            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(false),
-            printed => printed.map(|()| true),
-        }
+        if json { output::print(&format!("{}\n", self.json)) } else { output::print(&self.text) }
     }
 }
 
@@ -194,11 +190,9 @@ async fn watch(client: &Client, options: &Options, key: Option<&Key>) -> io::Res
             biased;
             _ = &mut ended => return Ok(exit_code),
             shown = look(client, options, key, &progress) => {
-                if redraw {
-                    print!("\x1b[H\x1b[2J");
-                }
                 exit_code = shown.exit_code;
-                if !shown.print(options.json)? {
+                let cleared = !redraw || output::print("\x1b[H\x1b[2J")?;
+                if !cleared || !shown.print(options.json)? {
                     return Ok(exit_code);
                 }
             }

@@ -12,7 +12,6 @@
 //!
 //! Not here: how a request travels (`client`).
 
-use std::io::{self, Write};
 use std::path::Path;
 use std::time::Duration;
 
@@ -22,6 +21,7 @@ use tokio::time::Instant;
 use crate::causes;
 use crate::client::text;
 use crate::nodes::Nodes;
+use crate::output;
 
 mod chart;
 mod classic;
@@ -122,10 +122,8 @@ fn publish(run: &Run, other: Option<&Run>, options: &Options) -> anyhow::Result<
     write(&options.csv, &|| run.to_csv())?;
     write(&options.plot, &|| page(run, other))?;
     let compared = other.map_or(String::new(), |other| format!("\n{}", compare::to_text(run, other)));
-    match io::stdout().write_all(format!("{}{compared}", run.to_text()).as_bytes()) {
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(error.into()),
-        _ => Ok(()), // a reader that has seen enough is no failure
-    }
+    output::print(&format!("{}{compared}", run.to_text()))?;
+    Ok(())
 }
 
 // ------------------------------------------------------------------------------------------------ measuring
@@ -158,11 +156,11 @@ async fn measure(options: &Options) -> anyhow::Result<Option<Run>> {
         }
         let (keys, rate) = (text::count(filled.all.operations), filled.all.per_second.round() as u64);
         let durability = &filled.durability;
-        println!(
-            "{keys} keys put in {:.1} s, {} a second, {durability}",
+        output::print(&format!(
+            "{keys} keys put in {:.1} s, {} a second, {durability}\n",
             filled.elapsed_s,
             text::count(rate)
-        );
+        ))?;
         if filled.interrupted {
             anyhow::bail!("ended before the workload began");
         }
