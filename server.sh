@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
-# Builds Tetrachord if need be and starts the servers of nodes.txt that are on this machine.
+# Builds Tetrachord if need be and starts the servers of nodes.txt that are on this machine and do not run yet.
 #
 #   ./server.sh                   four servers on 127.0.0.1:9000 to 9003 if there is no nodes.txt yet
-#   ./server.sh --config FILE     further arguments are passed on to every server
+#   ./server.sh --config FILE     further arguments are passed on to every server that it starts
 #
 # Returns when every server is ready; they go on running. Logs: data/<id>/server.log. Stop: ./terminate_servers.sh
-# Exit code 0 when all are ready, 2 when something is in the way; then nothing that it started keeps running.
+# Exit code 0 when all are ready, 2 when something is in the way, or all of them run already; then nothing that it started
+# keeps running.
 #
 # TETRACHORD_BIN=FOLDER takes the binaries from there and builds nothing.
 set -euo pipefail
@@ -13,21 +14,25 @@ export LC_ALL=C
 caller=$PWD
 cd "$(dirname "$0")"
 
-bin=${TETRACHORD_BIN:-${CARGO_TARGET_DIR:-target}/release}
+bin=${CARGO_TARGET_DIR:-target}/release
 stop_deadline_s=10
 say_waiting_after_s=5
 
 # Line i of nodes.txt is server i.
 hosts=() ports=()
-# What this script started: ids, their processes, and how long each log was before.
-local_ids=() pids=() log_starts=()
+local_ids=()
+# Lines "id pid" of those that run already, and the ids of the others.
+running="" absent_ids=()
+# What this script started, in the order of `absent_ids`: processes, and how long each log was before.
+pids=() log_starts=()
 
 main() {
   local arguments=()
+  [ -z "${TETRACHORD_BIN:-}" ] || bin=$(absolute "$TETRACHORD_BIN")
   parse "$@"
   [ -e nodes.txt ] || write_nodes
   read_nodes
-  refuse_if_running
+  find_running
   refuse_if_ports_are_taken
   build
 
@@ -38,9 +43,10 @@ main() {
   start_all
   await_all
   trap - INT TERM EXIT
-  local took_ms=$((($(now_us) - began) / 1000))
-  printf '%s ready in %d.%d s. Console: %s   State: %s   Stop: ./terminate_servers.sh\n' \
-    "$(count_servers ${#local_ids[@]})" $((took_ms / 1000)) $((took_ms % 1000 / 100)) "$bin/client" "$bin/inspector"
+  local took_ms=$((($(now_us) - began) / 1000)) others=""
+  [ -z "$running" ] || others=", beside $(count_servers $((${#local_ids[@]} - ${#absent_ids[@]})))"
+  printf '%s ready in %d.%d s%s. Console: %s   State: %s   Stop: ./terminate_servers.sh\n' "$(count_servers ${#absent_ids[@]})" \
+    $((took_ms / 1000)) $((took_ms % 1000 / 100)) "$others" "$bin/client" "$bin/inspector"
 }
 
 refuse() {
@@ -59,11 +65,11 @@ now_us() {
 
 # ------------------------------------------------------------------------------------------------ what is asked
 
-# Fills `arguments`: what every server gets. A file's name means what it meant where the script was called.
+# Fills `arguments`: what every server it starts gets. A file's name means what it meant where the script was called.
 parse() {
   while [ $# -gt 0 ]; do
     case "$1" in
-      -h | --help) sed -n '2,/^set /{/^#/s/^# \{0,1\}//p}' "$0"; exit 0 ;;
+      -h | --help) sed -n '2,/^set /{/^#/s/^# \{0,1\}//p}' "./${0##*/}"; exit 0 ;;
       --config) [ $# -gt 1 ] || refuse "--config needs a file"; arguments+=(--config "$(absolute "$2")"); shift ;;
       --config=*) arguments+=(--config "$(absolute "${1#--config=}")") ;;
       --nodes* | --data* | --id* | --print-config | [0-9]*)
@@ -94,6 +100,7 @@ read_nodes() {
   local line entry number=0 id
   while IFS= read -r line || [ -n "$line" ]; do
     number=$((number + 1))
+    line=${line%$'\r'} # as written on Windows
     read -r entry <<<"${line%%#*}" || true
     [ -n "$entry" ] || continue
     [[ $entry =~ ^(.+):([0-9]{1,5})$ ]] || refuse "nodes.txt line $number: '$entry' is not host:port"
@@ -141,23 +148,27 @@ own_addresses() {
 
 # ------------------------------------------------------------------------------------------------ what is in the way
 
-refuse_if_running() {
-  local running id pid
+# What runs already is left alone, unless that is all, or not what nodes.txt says.
+find_running() {
+  local id pid
   running=$(./terminate_servers.sh --list)
-  [ -n "$running" ] || return 0
-  echo "server.sh: servers already run from here:" >&2
-  while read -r id pid; do
-    echo "  server $id  pid $pid  data/$id" >&2
-  done <<<"$running"
   for id in "${local_ids[@]}"; do
-    grep -q "^$id " <<<"$running" || echo "  server $id does not run; start it: $bin/server ${ports[$id]} &" >&2
+    grep -q "^$id " <<<"$running" || absent_ids+=("$id")
   done
-  refuse "nothing was started. Stop them: ./terminate_servers.sh"
+  [ -n "$running" ] || return 0
+  while read -r id pid; do
+    case " ${local_ids[*]} " in
+      *" $id "*) printf 'server %d  pid %d  port %d  data/%d  already runs\n' "$id" "$pid" "${ports[$id]}" "$id" ;;
+      *) refuse "data/$id is in use by process $pid, and no local line of nodes.txt is server $id" \
+        "nothing was started. Stop what runs from here: ./terminate_servers.sh" ;;
+    esac
+  done <<<"$running"
+  [ ${#absent_ids[@]} -gt 0 ] || refuse "all servers already run; nothing was started. Stop them: ./terminate_servers.sh"
 }
 
 refuse_if_ports_are_taken() {
   local id taken=0
-  for id in "${local_ids[@]}"; do
+  for id in "${absent_ids[@]}"; do
     if answers "${hosts[$id]}" "${ports[$id]}"; then
       echo "server.sh: port ${ports[$id]} of server $id is taken by $(listener "${ports[$id]}")" >&2
       taken=1
@@ -226,7 +237,7 @@ build() {
 start_all() {
   local id
   ulimit -Sn "$(ulimit -Hn)" 2>/dev/null || true # each connection is a file
-  for id in "${local_ids[@]}"; do
+  for id in "${absent_ids[@]}"; do
     mkdir -p "data/$id"
     touch "data/$id/server.log"
     log_starts+=("$(wc -c <"data/$id/server.log")")
@@ -246,19 +257,19 @@ detached() {
 }
 
 await_all() {
-  local index
-  for index in "${!local_ids[@]}"; do
+  local index id
+  for index in "${!absent_ids[@]}"; do
     await "$index"
-    printf 'server %d  pid %d  port %d  data/%d\n' \
-      "${local_ids[$index]}" "${pids[$index]}" "${ports[${local_ids[$index]}]}" "${local_ids[$index]}"
+    id=${absent_ids[$index]}
+    printf 'server %d  pid %d  port %d  data/%d\n' "$id" "${pids[$index]}" "${ports[$id]}" "$id"
   done
 }
 
 # Returns when the server is ready; gives up on all of them when any has died.
 await() {
-  local id=${local_ids[$1]} index say_at=$((SECONDS + say_waiting_after_s))
+  local id=${absent_ids[$1]} index say_at=$((SECONDS + say_waiting_after_s))
   until is_ready "$1"; do
-    for index in "${!local_ids[@]}"; do
+    for index in "${!absent_ids[@]}"; do
       if ! kill -0 "${pids[$index]}" 2>/dev/null; then
         give_up "$index"
       fi
@@ -273,22 +284,22 @@ await() {
 
 is_ready() {
   local ready=""
-  { read -r ready <"data/${local_ids[$1]}/READY"; } 2>/dev/null || true
+  { read -r ready <"data/${absent_ids[$1]}/READY"; } 2>/dev/null || true
   [ "$ready" = "${pids[$1]}" ] && kill -0 "$ready" 2>/dev/null
 }
 
 # What the server has logged since this script started it.
 new_log() {
-  tail -c "+$((${log_starts[$1]} + 1))" "data/${local_ids[$1]}/server.log"
+  tail -c "+$((${log_starts[$1]} + 1))" "data/${absent_ids[$1]}/server.log"
 }
 
 give_up() {
-  local id=${local_ids[$1]} code=0
+  local id=${absent_ids[$1]} code=0
   wait "${pids[$1]}" || code=$?
   echo "server.sh: server $id did not start (exit code $code); the end of data/$id/server.log:" >&2
   new_log "$1" | tail -n 15 | sed 's/^/  /' >&2
   stop_started
-  refuse "nothing was left running"
+  refuse "nothing that was started is left running"
 }
 
 stop_started() {

@@ -5,8 +5,8 @@
 #   ./terminate_servers.sh --clean    then delete their data directories too
 #   ./terminate_servers.sh --list     only say which run: one line "id pid" for each
 #
-# A server belongs to this directory when it has data/<id>/LOCK open, however it was started. A process number alone
-# decides nothing: numbers are used again. Each server gets SIGTERM and 10 seconds to answer what it has taken and to
+# A server belongs to this directory when it holds the lock of data/<id>/LOCK, however it was started. A process number
+# alone decides nothing: numbers are used again. Each server gets SIGTERM and 10 seconds to answer what it has taken and to
 # close its files; then SIGKILL. Both lose nothing that was acknowledged. Servers started with --data elsewhere are not
 # touched.
 set -euo pipefail
@@ -19,7 +19,7 @@ main() {
   case "${1:-}" in
     "" | --clean) ;;
     --list) list; return ;;
-    -h | --help) sed -n '2,/^set /{/^#/s/^# \{0,1\}//p}' "$0"; return ;;
+    -h | --help) sed -n '2,/^set /{/^#/s/^# \{0,1\}//p}' "./${0##*/}"; return ;;
     *) echo "terminate_servers.sh: unknown argument '$1'; see ./terminate_servers.sh --help" >&2; exit 2 ;;
   esac
 
@@ -53,29 +53,27 @@ ids() {
   done | sort -n
 }
 
-# Prints the process that has the directory's LOCK open; fails when there is none.
+# Prints the process that holds the directory's LOCK; fails when there is none.
 holder() {
-  local lock="data/$1/LOCK" pid="" fd
+  local lock="data/$1/LOCK" pid="" inode fd
   [ -f "$lock" ] || return 1
   read -r pid <"$lock" || true
   [[ $pid =~ ^[0-9]+$ ]] || return 1
-  kill -0 "$pid" 2>/dev/null || [ -d "/proc/$pid" ] || return 1
-  if [ -d "/proc/$pid/fd" ] && [ ! -r "/proc/$pid/fd" ]; then
-    # Another user's, or gone but for its number: what it has open cannot be seen.
-    ! grep -qs '^State:[[:space:]]*Z' "/proc/$pid/status" || return 1
-    [ "$(cat "/proc/$pid/comm" 2>/dev/null)" = server ] || return 1
+
+  # Everybody may ask the system who holds which lock, whoever's the process is.
+  read -r inode _ <<<"$(ls -i "$lock")"
+  if grep -Eqs " FLOCK .* $pid [^ ]+:$inode " /proc/locks; then
     echo "$pid"
     return 0
   fi
-  if [ -d "/proc/$pid/fd" ]; then
-    for fd in "/proc/$pid/fd/"*; do
-      if [ "$fd" -ef "$lock" ]; then
-        echo "$pid"
-        return 0
-      fi
-    done
-    return 1
-  fi
+  # Some file systems (shared folders of virtual machines) keep their locks to themselves.
+  for fd in "/proc/$pid/fd/"*; do
+    if [ "$fd" -ef "$lock" ]; then
+      echo "$pid"
+      return 0
+    fi
+  done
+  [ ! -d /proc/self ] || return 1
   # No /proc (macOS): a server by its command line.
   case "$(ps -p "$pid" -o command= 2>/dev/null)" in
     *server*) echo "$pid" ;;
@@ -144,15 +142,19 @@ await() {
   done
 }
 
-# Deletes data/<number> folders that hold a server's files, and nothing else.
+# Deletes data/<number> folders that hold a server's files, and nothing else. Of one that lies elsewhere the link stays:
+# where the data is to be was somebody's choice.
 clean() {
   local id
   for id in $(ids); do
-    if [ -e "data/$id/LOCK" ] || [ -e "data/$id/log.db" ] || [ -e "data/$id/server.log" ]; then
+    if [ ! -e "data/$id/LOCK" ] && [ ! -e "data/$id/log.db" ] && [ ! -e "data/$id/server.log" ]; then
+      echo "data/$id kept: it holds no files of a server" >&2
+    elif [ -L "data/$id" ]; then
+      find "data/$id/" -mindepth 1 -delete
+      echo "data/$id emptied: it is a link to $(readlink "data/$id")"
+    else
       rm -rf "data/$id"
       echo "data/$id deleted"
-    else
-      echo "data/$id kept: it holds no files of a server" >&2
     fi
   done
   rmdir data 2>/dev/null || true

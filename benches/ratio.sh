@@ -50,7 +50,7 @@ main() {
 parse() {
   while [ $# -gt 0 ]; do
     case "$1" in
-      -h | --help) sed -n '2,/^set /{/^#/s/^# \{0,1\}//p}' "$0"; exit 0 ;;
+      -h | --help) sed -n '2,/^set /{/^#/s/^# \{0,1\}//p}' "benches/${0##*/}"; exit 0 ;;
       --rounds | --seconds | --warm-up | --keys | --shapes | --value-bytes | --durability)
         [ $# -gt 1 ] || refuse "$1 needs a value"
         local name=${1#--}

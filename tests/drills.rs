@@ -6,8 +6,9 @@
 mod common;
 
 use std::fs::{self, OpenOptions};
-use std::io::{Seek, SeekFrom, Write};
+use std::io::{Read, Seek, SeekFrom, Write};
 use std::net::TcpListener;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::time::Duration;
@@ -696,7 +697,7 @@ fn the_scripts_start_and_stop_exactly_the_servers_of_their_directory() {
 
     let again = scripts.run("server.sh", &[]);
     assert_eq!(again.status.code(), Some(2));
-    assert!(text(&again).contains("already run"), "{}", text(&again));
+    assert!(text(&again).contains("all servers already run"), "{}", text(&again));
 
     // The drill by hand: crash server 0, bring it back by its port alone.
     assert!(run(Command::new("sh").args(["-c", &format!("kill -9 {}", scripts.pid(0))])));
@@ -722,7 +723,10 @@ fn the_scripts_start_and_stop_exactly_the_servers_of_their_directory() {
     assert!(text(&scripts.run("terminate_servers.sh", &[])).contains("no server runs from here"));
     bystander.client(0).classic_put(0, "untouched", "ONE").unwrap();
 
-    let started = scripts.run("server.sh", &[]);
+    // The binaries as named where the script is called.
+    let (folder, name) = (Scripts::bin().parent(), Scripts::bin().file_name());
+    let (folder, name) = (folder.expect("not the root"), Path::new(name.expect("not the root")));
+    let started = scripts.run_from(folder, name, "server.sh", &[]);
     assert_eq!(started.status.code(), Some(0), "{}", text(&started));
     wait_until("the data is there", || {
         let got = Client::connect(scripts.cluster.port(1)).map(|mut client| client.classic_get(0, "QUORUM"));
@@ -732,6 +736,116 @@ fn the_scripts_start_and_stop_exactly_the_servers_of_their_directory() {
     assert_eq!(cleaned.status.code(), Some(0), "{}", text(&cleaned));
     assert!(!scripts.cluster.path().join("data").exists());
     bystander.client(0).classic_put(0, "still untouched", "ONE").unwrap();
+}
+
+#[test]
+fn the_start_script_brings_back_what_does_not_run_and_leaves_the_others_alone() {
+    let scripts = Scripts::prepare();
+    let nodes = fs::read_to_string(scripts.cluster.path().join("nodes.txt")).expect("it is there");
+    scripts.cluster.write("nodes.txt", &nodes.replace('\n', "\r\n"));
+    scripts.cluster.write("some.toml", "read_repair = false\n");
+    let started = scripts.run("server.sh", &["--config", "some.toml"]);
+    assert_eq!(started.status.code(), Some(0), "{}", text(&started));
+    let before: Vec<String> = (0..4).map(|id| scripts.pid(id)).collect();
+    let killed = [&before[1], &before[3]];
+    assert!(run(Command::new("kill").arg("-9").args(killed)));
+    wait_until("both are gone", || {
+        let listed = text(&scripts.run("terminate_servers.sh", &["--list"]));
+        listed == format!("0 {}\n2 {}\n", before[0], before[2])
+    });
+
+    let again = scripts.run("server.sh", &["--config", "no-such.toml"]);
+    assert_eq!(again.status.code(), Some(2), "{}", text(&again));
+    let again = scripts.run("server.sh", &["--config", "some.toml"]);
+    assert_eq!(again.status.code(), Some(0), "{}", text(&again));
+    let said = String::from_utf8_lossy(&again.stdout).into_owned();
+    let after: Vec<String> = (0..4).map(|id| scripts.pid(id)).collect();
+    for (id, running) in [(0, "  already runs"), (1, ""), (2, "  already runs"), (3, "")] {
+        assert_eq!(after[id] == before[id], !running.is_empty(), "server {id}");
+        let port = scripts.cluster.port(id);
+        let line = format!("server {id}  pid {}  port {port}  data/{id}{running}", after[id]);
+        assert!(said.lines().any(|said| said == line), "no '{line}' in:\n{said}");
+    }
+    let last = said.lines().last().expect("it says something");
+    assert!(
+        last.starts_with("2 servers ready in ") && last.contains(" s, beside 2 servers. Console: "),
+        "{last}"
+    );
+    let log = fs::read_to_string(scripts.cluster.data(3).join("server.log")).expect("a log");
+    assert_eq!(log.matches("replayed").count(), 2, "its log goes on where it was:\n{log}");
+
+    // A line that is gone: what runs there is not what nodes.txt says.
+    scripts.cluster.write_nodes(&[0, 1, 2]);
+    let refused = scripts.run("server.sh", &[]);
+    assert_eq!(refused.status.code(), Some(2));
+    assert!(text(&refused).contains("no local line of nodes.txt is server 3"), "{}", text(&refused));
+}
+
+#[test]
+fn a_process_that_only_has_the_number_and_the_name_of_a_server_is_none() {
+    let scripts = Scripts::prepare();
+    let mut command = Command::new("bash");
+    command.args(["-c", "echo server >/proc/$$/comm; echo ready; read -r _"]);
+    command.stdin(std::process::Stdio::piped()).stdout(std::process::Stdio::piped());
+    let is_root = run(Command::new("sh").args(["-c", "[ $(id -u) = 0 ] && setpriv --version"]));
+    if is_root {
+        command.uid(65_534); // another user's: what it has open is nobody else's business
+    }
+    let mut other = command.spawn().expect("bash runs");
+    let mut ready = [0; 6];
+    other.stdout.as_mut().expect("a pipe").read_exact(&mut ready).expect("it is ready");
+    fs::create_dir_all(scripts.cluster.data(0)).expect("a directory can be made");
+    scripts.cluster.write("data/0/LOCK", &format!("{}\n", other.id()));
+
+    let script = scripts.cluster.path().join("terminate_servers.sh");
+    let mut list = Command::new(if is_root { "setpriv" } else { "bash" });
+    if is_root {
+        list.args(["--bounding-set=-all", "--inh-caps=-all", "bash"]);
+    }
+    let listed = list.arg(script).arg("--list").output().expect("bash runs");
+    assert_eq!((listed.status.code(), text(&listed)), (Some(0), String::new()));
+    drop(other.stdin.take());
+    other.wait().expect("a child ends");
+}
+
+#[test]
+fn the_scripts_explain_themselves_from_anywhere() {
+    let top = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let elsewhere = top.join("docs");
+    for script in [
+        "server.sh",
+        "terminate_servers.sh",
+        "tests/run.sh",
+        "tests/faults.sh",
+        "tests/fuzz.sh",
+        "benches/ratio.sh",
+    ] {
+        let mut command = Command::new("bash");
+        command.arg(Path::new("..").join(script)).arg("--help").current_dir(&elsewhere);
+        let said = command.output().expect("bash runs");
+        let file = fs::read_to_string(top.join(script)).expect("the script is there");
+        let first = file.lines().nth(1).expect("it says what it does").trim_start_matches("# ").to_owned();
+        assert_eq!(said.status.code(), Some(0), "{script}: {}", text(&said));
+        assert!(text(&said).starts_with(&first), "{script}: {}", text(&said));
+    }
+}
+
+#[test]
+fn cleaning_empties_a_data_directory_that_lies_elsewhere() {
+    let scripts = Scripts::prepare();
+    for (id, file) in [(0, "LOCK"), (1, "server.log"), (2, "holiday.txt")] {
+        let elsewhere = format!("elsewhere-{id}");
+        fs::create_dir_all(scripts.cluster.path().join(&elsewhere).join("below")).expect("a directory");
+        scripts.cluster.write(&format!("{elsewhere}/{file}"), "");
+        fs::create_dir_all(scripts.cluster.path().join("data")).expect("a directory");
+        std::os::unix::fs::symlink(format!("../{elsewhere}"), scripts.cluster.data(id)).expect("a link");
+    }
+    let cleaned = scripts.run("terminate_servers.sh", &["--clean"]);
+    assert_eq!(cleaned.status.code(), Some(0), "{}", text(&cleaned));
+    assert!(text(&cleaned).contains("data/0 emptied: it is a link to ../elsewhere-0"), "{}", text(&cleaned));
+    for (id, left) in [(0, 0), (1, 0), (2, 2)] {
+        assert_eq!(fs::read_dir(scripts.cluster.data(id)).expect("the link is there").count(), left, "{id}");
+    }
 }
 
 #[test]
@@ -785,10 +899,18 @@ impl Scripts {
     }
 
     fn run(&self, script: &str, arguments: &[&str]) -> Output {
+        self.run_from(self.cluster.path(), Scripts::bin(), script, arguments)
+    }
+
+    /// From this folder, with the binaries of a folder that is named as seen from there.
+    fn run_from(&self, folder: &Path, bin: &Path, script: &str, arguments: &[&str]) -> Output {
         let mut command = Command::new("bash");
-        command.arg(self.cluster.path().join(script)).args(arguments).current_dir(self.cluster.path());
-        let bin = Path::new(env!("CARGO_BIN_EXE_server")).parent().expect("a binary is in a folder");
+        command.arg(self.cluster.path().join(script)).args(arguments).current_dir(folder);
         command.env("TETRACHORD_BIN", bin).env("RUST_LOG", "info").output().expect("bash runs")
+    }
+
+    fn bin() -> &'static Path {
+        Path::new(env!("CARGO_BIN_EXE_server")).parent().expect("a binary is in a folder")
     }
 
     /// A server as started by hand, with nothing but its port.

@@ -20,7 +20,7 @@ export CARGO_TARGET_DIR=$folder/target CARGO_INCREMENTAL=1 CARGO_PROFILE_SIM_OPT
 
 main() {
   case "${1:-}" in
-    -h | --help) sed -n '2,/^set /{/^#/s/^# \{0,1\}//p}' "$0"; exit 0 ;;
+    -h | --help) sed -n '2,/^set /{/^#/s/^# \{0,1\}//p}' "tests/${0##*/}"; exit 0 ;;
   esac
   [ $# -gt 0 ] || set -- tests/faults/*.patch
   local missed=0 fault name found

@@ -15,7 +15,7 @@ cd "$(dirname "$0")/.."
 
 main() {
   case "${1:-}" in
-    "" | -h | --help) sed -n '2,/^set /{/^#/s/^# \{0,1\}//p}' "$0"; exit 0 ;;
+    "" | -h | --help) sed -n '2,/^set /{/^#/s/^# \{0,1\}//p}' "tests/${0##*/}"; exit 0 ;;
   esac
   local target seconds=${2:-60}
   export TETRACHORD_FUZZ_SCRATCH

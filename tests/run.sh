@@ -27,7 +27,7 @@ passed=0
 main() {
   case "${1:-}" in
     "") ;;
-    -h | --help) sed -n '2,/^set /{/^#/s/^# \{0,1\}//p}' "$0"; exit 0 ;;
+    -h | --help) sed -n '2,/^set /{/^#/s/^# \{0,1\}//p}' "tests/${0##*/}"; exit 0 ;;
     *) stop_for "unknown argument '$1'; it takes none" ;;
   esac
   if ! command -v cargo >/dev/null && [ -x "$HOME/.cargo/bin/cargo" ]; then
