@@ -275,7 +275,7 @@ pub async fn inspect(client: &Client, progress: &AtomicU64) -> Report {
 
 /// What the replicas of each range say of it: proven only as far as the replica that knows least says.
 fn ranges(described: &BTreeMap<NodeId, Description>) -> Vec<Range> {
-    let mut found: BTreeMap<i32, Range> = BTreeMap::new();
+    let mut found: BTreeMap<NodeId, Range> = BTreeMap::new();
     for state in described.values().flat_map(|description| description.ranges.iter().flatten()) {
         let Some(owner) = state.owner.and_then(|id| u32::try_from(id).ok()).map(NodeId) else { continue };
         let told = Range {
@@ -284,7 +284,7 @@ fn ranges(described: &BTreeMap<NodeId, Description>) -> Vec<Range> {
             proven_at: state.proven_at.unwrap_or(0),
             why: state.not_now.clone().unwrap_or_default(),
         };
-        let range = found.entry(owner.0 as i32).or_insert_with(|| told.clone());
+        let range = found.entry(owner).or_insert_with(|| told.clone());
         if told.proven_upto < range.proven_upto {
             (range.proven_upto, range.proven_at) = (told.proven_upto, told.proven_at);
         }

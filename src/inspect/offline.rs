@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use bytes::Bytes;
 use serde_json::{Value, json};
 
-use super::FIRST_ENTRIES;
+use super::{FIRST_ENTRIES, one_key};
 use crate::answer::NodeId;
 use crate::cell::Cell;
 use crate::client::text;
@@ -44,14 +44,15 @@ pub enum OfflineError {
     Damaged(#[from] StoreError),
 }
 
-/// Opens the files of a stopped server for reading.
-fn open(dir: &Path) -> Result<Files, OfflineError> {
+/// Opens the files of a stopped server for reading: all they hold, or one partition of the key-value table.
+fn open(dir: &Path, key: Option<&[u8]>) -> Result<Files, OfflineError> {
     let closed = |source| OfflineError::Closed { path: dir.to_owned(), source };
     let store = Offline::open(dir, &Config::default(), &Disk::real()).map_err(closed)?;
     let hints = store.hint_totals().iter().map(|(node, held)| (*node, held.count)).collect();
-    let mut after = Some(Vec::new());
+    let (after, upto) = key.map_or_else(Default::default, one_key::bounds);
+    let mut after = Some(after);
     let pages = std::iter::from_fn(move || {
-        let page = store.page(&after.take()?, &[], PAGE_CELLS);
+        let page = store.page(&after.take()?, &upto, PAGE_CELLS);
         Some(page.map_err(OfflineError::from).map(|page| {
             after = (!page.complete).then_some(page.upto);
             page.cells.into_iter().map(|(key, cell)| (Bytes::from(key), cell)).collect()
@@ -62,7 +63,7 @@ fn open(dir: &Path) -> Result<Files, OfflineError> {
 
 /// What the files of a stopped server hold; with `key`, only that partition key, tombstones included.
 pub fn offline(dir: &Path, key: Option<&[u8]>, now_s: i64) -> Result<OfflineReport, OfflineError> {
-    summarise(open(dir)?, key, now_s)
+    summarise(open(dir, key)?, key.is_some(), now_s)
 }
 
 /// What a stopped server's files hold, in numbers and by its first entries.
@@ -80,20 +81,20 @@ pub struct OfflineReport {
     pub hints: Vec<(NodeId, u64)>,
 }
 
-fn summarise(files: Files, key: Option<&[u8]>, now_s: i64) -> Result<OfflineReport, OfflineError> {
+/// `each`: shows every cell, and not only the first that a reader would see.
+fn summarise(files: Files, each: bool, now_s: i64) -> Result<OfflineReport, OfflineError> {
     let mut report = OfflineReport { hints: files.hints, ..OfflineReport::default() };
     for page in files.pages {
         for (engine_key, cell) in page? {
-            report.note(&engine_key, &cell, key, now_s);
+            report.note(&engine_key, &cell, each, now_s);
         }
     }
     Ok(report)
 }
 
 impl OfflineReport {
-    fn note(&mut self, engine_key: &[u8], cell: &Cell, wanted: Option<&[u8]>, now_s: i64) {
+    fn note(&mut self, engine_key: &[u8], cell: &Cell, each: bool, now_s: i64) {
         let label = match key::decode(engine_key) {
-            Ok(at) if wanted.is_some_and(|wanted| wanted != at.partition) => return,
             Ok(at) if at.table == KV_TABLE && at.column.is_empty() => text::shown_key(&at.partition),
             Ok(at) => {
                 format!("{}/{}/{}", at.table.0, text::shown_key(&at.partition), text::value(&at.column))
@@ -115,7 +116,7 @@ impl OfflineReport {
             }
         };
         let is_live = cell.live_value(now_s).is_some();
-        if wanted.is_some() || (is_live && self.entries.len() < FIRST_ENTRIES) {
+        if each || (is_live && self.entries.len() < FIRST_ENTRIES) {
             self.entries.push((label, says, cell.stamp.0));
         }
     }
@@ -151,9 +152,14 @@ impl OfflineReport {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
+    use crate::answer::ask_one;
     use crate::cell::{Content, Stamp};
     use crate::client::fake;
+    use crate::mutation::Mutation;
+    use crate::store::{Drive, Store};
 
     fn files() -> Files {
         let at = |partition: &[u8]| Bytes::from(key::encode(KV_TABLE, partition, b""));
@@ -168,18 +174,34 @@ mod tests {
 
     #[test]
     fn a_stopped_servers_files_are_counted_and_their_first_keys_shown() {
-        let report = summarise(files(), None, 100).unwrap();
+        let report = summarise(files(), false, 100).unwrap();
         assert_eq!(
             report.text(Path::new("data/0")),
             "data/0  2 keys, 1 deleted, 1 expired\n  0 → value0 @1\n  text → 'a b' @3\nhints: 7 for server 2\n"
         );
     }
 
-    #[test]
-    fn one_key_is_shown_even_if_it_is_deleted() {
-        let report = summarise(files(), Some(&[1]), 100).unwrap();
+    #[tokio::test]
+    async fn one_key_is_shown_even_if_it_is_deleted() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = Config::default();
+        let (store, _) =
+            Store::open(dir.path(), &config, Disk::real(), Drive::Thread, Default::default(), |_| {})
+                .unwrap();
+        for (partition, cell) in [
+            (&[1][..], fake::tombstone(2)),
+            (&[0, 0xff], fake::value(3, "before")),
+            (&[1, 0], fake::value(4, "after")),
+        ] {
+            let mutation = Mutation::single(KV_TABLE, Bytes::copy_from_slice(partition), cell);
+            ask_one(NodeId(0), |to| store.apply(Arc::new(mutation), to)).await;
+        }
+        store.close().await;
+        drop(store);
+        let report = offline(dir.path(), Some(&[1]), 100).unwrap();
         assert_eq!(report.entries, [("1".to_owned(), "deleted".to_owned(), 2)]);
-        assert_eq!(report.live, 0);
+        assert_eq!((report.live, report.tombstones), (0, 1));
+        assert_eq!(offline(dir.path(), None, 100).unwrap().live, 2);
     }
 
     #[test]
@@ -187,7 +209,7 @@ mod tests {
         let what = "row 7 fails its checksum".to_owned();
         let damaged = OfflineError::Damaged(StoreError::Damaged { path: "data/0/data.db".into(), what });
         let pages = Box::new(files().pages.chain([Err(damaged)]));
-        let error = summarise(Files { pages, hints: Vec::new() }, None, 100).unwrap_err();
+        let error = summarise(Files { pages, hints: Vec::new() }, false, 100).unwrap_err();
         assert!(error.to_string().contains("row 7 fails its checksum"), "{error}");
     }
 

@@ -41,13 +41,19 @@ pub(super) async fn look(
     KeyReport { key: key.shown.clone(), replicas: ring.replicas(&key.bytes).to_vec(), copies }
 }
 
-/// The cells of one partition on one server, at most one step of them.
-async fn cells_of(client: &Client, node: NodeId, partition: &[u8]) -> Result<Vec<CellRow>, ClientError> {
+/// (after, upto] holds the engine keys of this partition of the key-value table, and no others.
+pub(super) fn bounds(partition: &[u8]) -> (Vec<u8>, Vec<u8>) {
     // The least engine key of the partition is the prefix itself. What is one byte shorter is the string right before
     // it: the prefix ends with a zero byte.
-    let prefix = partition_prefix(KV_TABLE, partition);
-    let before = &prefix[..prefix.len() - 1];
-    let request = page_request(before, &after_partition(KV_TABLE, partition), STEP_CELLS, VALUE_BYTES);
+    let mut before = partition_prefix(KV_TABLE, partition);
+    before.pop();
+    (before, after_partition(KV_TABLE, partition))
+}
+
+/// The cells of one partition on one server, at most one step of them.
+async fn cells_of(client: &Client, node: NodeId, partition: &[u8]) -> Result<Vec<CellRow>, ClientError> {
+    let (after, upto) = bounds(partition);
+    let request = page_request(&after, &upto, STEP_CELLS, VALUE_BYTES);
     Ok(client.call_on::<InspectPage>(node, &request).await?.cells.unwrap_or_default())
 }
 

@@ -34,7 +34,7 @@ pub struct Report {
     pub uncompared: Vec<(NodeId, usize)>,
     /// Servers that see another ring than the first one asked.
     pub other_rings: Vec<NodeId>,
-    /// What the servers say of the ranges, in ring order.
+    /// What the servers say of the ranges, in the order of their owners' numbers.
     pub ranges: Vec<Range>,
 }
 
