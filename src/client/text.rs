@@ -11,6 +11,7 @@
 
 use chrono::DateTime;
 
+use crate::coordinator::level;
 use crate::thrift::chord::Level;
 use crate::thrift::method::Refusal;
 
@@ -271,25 +272,18 @@ pub fn plural(number: u64, one: &str, many: &str) -> String {
     format!("{} {}", count(number), if number == 1 { one } else { many })
 }
 
-/// Every level with its name.
-pub const LEVELS: [(&str, Level); 6] = [
-    ("one", Level::ONE),
-    ("two", Level::TWO),
-    ("three", Level::THREE),
-    ("quorum", Level::QUORUM),
-    ("all", Level::ALL),
-    ("any", Level::ANY),
-];
+/// Every level as people type it.
+pub const LEVELS: [&str; 6] = ["one", "two", "three", "quorum", "all", "any"];
 
 /// The level of that name, in any case.
 pub fn level(name: &str) -> Option<Level> {
-    LEVELS.iter().find(|(known, _)| known.eq_ignore_ascii_case(name)).map(|(_, level)| *level)
+    level::Level::parse(name).map(|level| Level(level.number()))
 }
 
 /// The name of a level, in capitals.
 pub fn level_name(level: Level) -> String {
-    match LEVELS.iter().find(|(_, known)| *known == level) {
-        Some((name, _)) => name.to_uppercase(),
+    match level::Level::from_number(level.0) {
+        Some(level) => level.name().to_owned(),
         None => format!("level {}", level.0),
     }
 }
@@ -419,6 +413,9 @@ mod tests {
     fn levels_are_named_in_any_case() {
         assert_eq!(level("Quorum"), Some(Level::QUORUM));
         assert_eq!(level("quorums"), None);
+        for name in LEVELS {
+            assert_eq!(level_name(level(name).unwrap()), name.to_uppercase());
+        }
         assert_eq!(level_name(Level::ALL), "ALL");
         assert_eq!(level_name(Level(3)), "level 3");
     }

@@ -155,8 +155,7 @@ fn rest_of(words: &[Word], options: &[&str]) -> Result<Rest, String> {
         let twice = if let Some(named) = text::level(&name) {
             level.replace(named).is_some()
         } else if !options.contains(&name.as_str()) {
-            let levels: Vec<&str> = LEVELS.iter().map(|(name, _)| *name).collect();
-            return Err(format!("{typed} is no level; there are {}", levels.join(", ")));
+            return Err(format!("{typed} is no level; there are {}", LEVELS.join(", ")));
         } else if name == "ttl" {
             let wanted = "ttl takes a number of seconds, 1 or more";
             ttl_s.replace(number::<i32>(words.next()).filter(|ttl_s| *ttl_s > 0).ok_or(wanted)?).is_some()

@@ -85,12 +85,11 @@ fn complete(typed: &str) -> (usize, Vec<&'static str>) {
     let start = typed.trim_end_matches(|typed: char| !typed.is_whitespace()).len();
     let (before, begun) = (typed[..start].to_ascii_lowercase(), typed[start..].to_ascii_lowercase());
     let before: Vec<&str> = before.split_whitespace().collect();
-    let levels = || LEVELS.iter().map(|(name, _)| *name);
     let possible: Vec<&str> = match before.as_slice() {
         [] => COMMANDS.iter().map(|(name, ..)| *name).collect(),
-        ["put", _, _, ..] => levels().chain(["ttl", "stamp"]).collect(),
-        ["get", _] => levels().collect(),
-        ["del" | "delete" | "remove", _, ..] => levels().chain(["stamp"]).collect(),
+        ["put", _, _, ..] => LEVELS.into_iter().chain(["ttl", "stamp"]).collect(),
+        ["get", _] => LEVELS.to_vec(),
+        ["del" | "delete" | "remove", _, ..] => LEVELS.into_iter().chain(["stamp"]).collect(),
         ["trace"] => vec!["on", "off"],
         _ => Vec::new(),
     };
