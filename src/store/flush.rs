@@ -53,6 +53,8 @@ pub(super) struct Flusher {
     remains: Option<Remains>,
     compacting: Option<Compacting>,
     collecting: Option<Collecting>,
+    /// Not before this are more dead cells dropped.
+    collect_at: Instant,
 }
 
 /// A flush under way.
@@ -85,6 +87,7 @@ impl Flusher {
             remains: None,
             compacting: None,
             collecting: None,
+            collect_at: Instant::now(),
         }
     }
 
@@ -276,9 +279,15 @@ impl Flusher {
             self.collecting = Some(Collecting::new());
         }
         let Some(mut collecting) = self.collecting.take() else { return Turn::Wait(None) };
+        let began = Instant::now();
+        if began < self.collect_at {
+            self.collecting = Some(collecting);
+            return Turn::Wait(Some(self.collect_at - began));
+        }
         match collecting.step(&self.shared, &mut self.base) {
             Ok(ControlFlow::Continue(())) => {
                 self.collecting = Some(collecting);
+                self.collect_at = Instant::now() + pace::rest_after(began);
                 Turn::Again
             }
             Ok(ControlFlow::Break(())) => Turn::Again,
@@ -323,6 +332,11 @@ impl Flusher {
     /// One step of compacting sstables, or of clearing their tables, when there is nothing to flush.
     fn compact(&mut self) -> Turn {
         match self.compact_step() {
+            // While it rests: under a load without end one compaction follows the other.
+            Ok(Some(Turn::Wait(rest))) => match self.collect() {
+                Turn::Wait(other) => Turn::Wait(rest.into_iter().chain(other).min()),
+                turn => turn,
+            },
             Ok(Some(turn)) => turn,
             Ok(None) => self.collect(),
             Err(error) if self.is_frozen() => self.fail(&error), // what is frozen waits for it

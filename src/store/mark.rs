@@ -69,24 +69,28 @@ impl Mark {
     /// disk that fails to is not to be written to.
     pub(super) fn begin(mut self, reached: Reached, durability: Durability) -> io::Result<Mark> {
         self.durability = durability;
-        self.write(reached);
+        self.file.write(&self.naming(reached))?;
         self.file.sync()?;
         Ok(self)
     }
 
     /// Names what is committed.
     pub(super) fn write(&mut self, reached: Reached) {
+        if let Err(error) = self.file.write(&self.naming(reached))
+            && !std::mem::replace(&mut self.failed, true)
+        {
+            log::warn!("{FILE} cannot be written, so a log that is cut at its end may go unnoticed: {error}");
+        }
+    }
+
+    fn naming(&self, reached: Reached) -> [u8; BYTES] {
         let mut bytes = [0; BYTES];
         bytes[..8].copy_from_slice(&reached.row.to_be_bytes());
         bytes[8..16].copy_from_slice(&reached.hint.to_be_bytes());
         bytes[16] = u8::from(self.durability == Durability::PowerLoss);
         let sum = crc32fast::hash(&bytes[..17]);
         bytes[17..].copy_from_slice(&sum.to_be_bytes());
-        if let Err(error) = self.file.write(&bytes)
-            && !std::mem::replace(&mut self.failed, true)
-        {
-            log::warn!("{FILE} cannot be written, so a log that is cut at its end may go unnoticed: {error}");
-        }
+        bytes
     }
 
     fn read_all(&self) -> Option<(Reached, Durability)> {

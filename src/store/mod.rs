@@ -235,11 +235,13 @@ impl Store {
             })?;
         if !log_created {
             check_base_is_not_new(&base, &log)?;
-            base.note_log_created()?;
         }
         check_log_is_not_older(&base, &mut log, promised)?;
         check_log_reaches_its_mark(&mark, log.path(), log.reached(), promised)?;
         log.settle(&disk)?;
+        if !log_created {
+            base.note_log_created()?; // once it is on the disk: from now on a log that is empty was lost
+        }
         let mark = mark.map(|mark| mark.begin(log.reached(), config.durability)).transpose();
         let mark = mark.map_err(|source| OpenError::Unreadable { path: dir.join(mark::FILE), source })?;
 

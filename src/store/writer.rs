@@ -55,7 +55,7 @@ pub(super) struct Writer {
     shared: Arc<Shared>,
     log: CommitLog,
     group: Group,
-    /// Names the last committed row; `None` where the disk is not the system's.
+    /// Names the last committed row; `None` if its file cannot be opened.
     mark: Option<Mark>,
     memtable_bytes_max: usize,
     log_bytes_max: usize,
