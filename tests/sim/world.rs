@@ -76,6 +76,25 @@ pub struct Met {
 }
 
 impl Met {
+    /// What did not happen.
+    pub fn never(&self) -> Vec<&'static str> {
+        let Met { sent_again, hints_delivered, read_repairs, flushes, compactions, .. } = self;
+        let Met { cells_reconciled, cells_collected, ends, losses_known, losses_unknown, .. } = self;
+        let all = [
+            (sent_again, "writes sent again"),
+            (hints_delivered, "hints delivered"),
+            (read_repairs, "read repairs"),
+            (flushes, "flushes"),
+            (compactions, "compactions"),
+            (cells_reconciled, "cells reconciled"),
+            (cells_collected, "cells collected"),
+            (ends, "ends of processes"),
+            (losses_known, "losses known"),
+            (losses_unknown, "losses unknown"),
+        ];
+        all.into_iter().filter(|(count, _)| **count == 0).map(|(_, what)| what).collect()
+    }
+
     fn add(&mut self, service: &Service) {
         let stats = &service.stats;
         self.sent_again += stats.writes_restamped.get();
