@@ -167,7 +167,8 @@ settings! {
         connections_max: usize = 10_000, 1 to 1_000_000;
         /// Calls under way at once on one client connection; further ones wait unread in the socket.
         calls_per_connection_max: usize = 256, 1 to 100_000;
-        /// Bytes of one Thrift message. A longer one closes its connection before it is read.
+        /// Bytes of one Thrift message. A longer one closes its connection before it is read, also one of another server:
+        /// raise it on all servers before value_bytes_max on any, and do not lower it below what is stored.
         message_bytes_max: usize = 20_000_000, 1_000 to 1_000_000_000;
         /// Bytes of half-read messages and unsent answers on all connections together. Beyond it nothing more is read until
         /// answers have left.
