@@ -35,7 +35,8 @@ const BOTH: [Protocol; 2] = [Protocol::Binary, Protocol::Compact];
 // ------------------------------------------------------------------------------------------------------- the service
 
 /// `get` is answered with its key as value, as the key says: "now …" at once, "later N …" after N milliseconds,
-/// "gate …" when the test opens the gate, "big N" at once with N bytes, "held N" with N bytes and something to hold.
+/// "gate …" when the test opens the gate, "big N" at once with N bytes, "heavy …" as what took long, "held N" with N
+/// bytes and something to hold.
 struct Stub {
     gate: Semaphore,
     /// One permit less for each answer that holds something.
@@ -43,7 +44,12 @@ struct Stub {
     under_way: AtomicUsize,
     under_way_most: AtomicUsize,
     ended: AtomicUsize,
+    /// Answers that were heavy, or hold something.
+    heavy: AtomicUsize,
 }
+
+/// Answers that may hold something at once.
+const HOLDING_MAX: usize = 500;
 
 impl Service for Stub {
     fn call(self: &Arc<Self>, session: &Arc<Session>, call: Call) -> Answering {
@@ -76,10 +82,17 @@ impl Stub {
         let (how, number) = (words.next().unwrap(), words.next().and_then(|word| word.parse().ok()));
         match how {
             "big" => Answering::Now(got(vec![7; number.unwrap() as usize])),
+            "heavy" => {
+                self.heavy.fetch_add(1, Ordering::SeqCst);
+                Answering::Heavy(got(key), None)
+            }
             "held" => {
-                let held = self.holding.clone().try_acquire_owned().unwrap();
-                let reply = got(vec![7; number.unwrap() as usize]);
-                Answering::Later(Box::pin(async move { (reply, Some(Box::new(held) as Box<_>)) }))
+                let stub = self.clone();
+                Answering::Later(Box::pin(async move {
+                    stub.heavy.fetch_add(1, Ordering::SeqCst);
+                    let held = stub.holding.clone().try_acquire_owned().unwrap();
+                    (got(vec![7; number.unwrap() as usize]), Some(Box::new(held) as Box<_>))
+                }))
             }
             "later" => self.later(key, sleep(Duration::from_millis(number.unwrap()))),
             "gate" => {
@@ -129,10 +142,11 @@ async fn start_with(change: impl FnOnce(&mut Limits)) -> Running {
     let address = listener.local_addr().unwrap();
     let stub = Arc::new(Stub {
         gate: Semaphore::new(0),
-        holding: Arc::new(Semaphore::new(10)),
+        holding: Arc::new(Semaphore::new(HOLDING_MAX)),
         under_way: AtomicUsize::new(0),
         under_way_most: AtomicUsize::new(0),
         ended: AtomicUsize::new(0),
+        heavy: AtomicUsize::new(0),
     });
     let (limits, stats) = (Arc::new(limits), Arc::new(Stats::default()));
     let (stop, stopped) = watch::channel(false);
@@ -379,6 +393,24 @@ async fn calls_under_way_are_bounded_and_all_are_answered() {
         client.value(sequence).await;
     }
     assert_eq!(server.stub.under_way_most.load(Ordering::SeqCst), 4);
+}
+
+#[tokio::test]
+async fn heavy_calls_of_one_connection_leave_the_others_their_turn() {
+    for key in ["heavy", "held 1"] {
+        let server = start().await;
+        let (mut greedy, mut other) = (server.classic().await, server.classic().await);
+        assert_eq!(greedy.ask::<Hello>(0, &()).await, "0");
+        assert_eq!(other.ask::<Hello>(0, &()).await, "0");
+        let calls: Vec<u8> = (0..500).flat_map(|sequence| get(greedy.dress, sequence, key)).collect();
+        greedy.send(&calls).await;
+        assert_eq!(other.ask::<Hello>(1, &()).await, "0");
+        let answered = server.stub.heavy.load(Ordering::SeqCst);
+        assert!(answered < 30, "'{key}' was answered {answered} times before another connection's turn");
+        for sequence in 0..500 {
+            greedy.value(sequence).await;
+        }
+    }
 }
 
 #[tokio::test]
@@ -705,9 +737,9 @@ async fn what_an_answer_holds_is_given_back_when_it_has_left() {
     let mut slow = server.classic().await;
     slow.send(&get(slow.dress, 1, "held 20000000")).await;
     eventually(|| server.limits.buffered.used() > 10_000_000).await;
-    assert_eq!(server.stub.holding.available_permits(), 9);
+    assert_eq!(server.stub.holding.available_permits(), HOLDING_MAX - 1);
     assert_eq!(slow.value(1).await.len(), 20_000_000);
-    eventually(|| server.stub.holding.available_permits() == 10).await;
+    eventually(|| server.stub.holding.available_permits() == HOLDING_MAX).await;
 }
 
 #[tokio::test]

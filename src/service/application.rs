@@ -93,9 +93,7 @@ impl Service {
         if let Some(found) = self.coordinator.read_at_once(&get.slice, get.level, &mut get.trace) {
             return match self.get_result(found, get.trace) {
                 (result, None) => Answering::Now(Reply::Get(Ok(result))),
-                (result, held) => {
-                    Answering::Later(Box::pin(std::future::ready((Reply::Get(Ok(result)), held))))
-                }
+                (result, held) => Answering::Heavy(Reply::Get(Ok(result)), held),
             };
         }
         let service = self.clone();

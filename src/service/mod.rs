@@ -115,8 +115,8 @@ impl crate::thrift::connection::Service for Service {
                     (Reply::Batch(outcomes), held)
                 }))
             }
-            Call::Describe(()) => Answering::Now(Reply::Describe(Ok(self.describe()))),
-            Call::GetStats(()) => Answering::Now(Reply::GetStats(Ok(self.stats()))),
+            Call::Describe(()) => Answering::Heavy(Reply::Describe(Ok(self.describe())), None),
+            Call::GetStats(()) => Answering::Heavy(Reply::GetStats(Ok(self.stats())), None),
 
             Call::ClientGet(request) => {
                 let service = self.clone();
@@ -129,7 +129,7 @@ impl crate::thrift::connection::Service for Service {
             Call::ClientPut(request) => {
                 later(self, async move |service| Reply::ClientPut(service.client_put(request).await))
             }
-            Call::ServerGet(kv) => Answering::Now(Reply::ServerGet(self.server_get(&kv))),
+            Call::ServerGet(kv) => Answering::Heavy(Reply::ServerGet(self.server_get(&kv)), None),
             Call::ServerPut(kv) => {
                 later(self, async move |service| Reply::ServerPut(service.server_put(kv).await))
             }
@@ -141,12 +141,14 @@ impl crate::thrift::connection::Service for Service {
             }
             Call::Hello(()) => Answering::Now(Reply::Hello(Ok(self.identity.id.to_string()))),
             Call::GetServerId(()) => Answering::Now(Reply::GetServerId(Ok(self.identity.id.0 as i32))),
-            Call::GetInfo(()) => Answering::Now(Reply::GetInfo(self.get_info())),
+            Call::GetInfo(()) => Answering::Heavy(Reply::GetInfo(self.get_info()), None),
 
             Call::InspectDigest(request) => {
-                Answering::Now(Reply::InspectDigest(self.inspect_digest(&request)))
+                Answering::Heavy(Reply::InspectDigest(self.inspect_digest(&request)), None)
             }
-            Call::InspectPage(request) => Answering::Now(Reply::InspectPage(self.inspect_page(&request))),
+            Call::InspectPage(request) => {
+                Answering::Heavy(Reply::InspectPage(self.inspect_page(&request)), None)
+            }
         }
     }
 }
@@ -195,6 +197,7 @@ impl Service {
             wait.await;
             match service.call(&session, call) {
                 Answering::Now(reply) => (reply, None),
+                Answering::Heavy(reply, held) => (reply, held),
                 Answering::Later(reply) => reply.await,
             }
         }))

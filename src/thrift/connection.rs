@@ -11,6 +11,7 @@
 //! - A connection at rest holds no buffer. Scratch and output belong to the thread and are borrowed for a turn.
 //! - Whatever a sender does or a reader does not do, it costs a bounded amount of memory: calls under way, bytes of
 //!   one message, unsent answers, and over all connections [`Limits::buffered`]. Past a bound nothing more is read.
+//! - And a bounded amount of time: one heavy answer a turn, however many calls one read brought.
 //! - A call that was handed to the service is run to its end, even if nobody is left to hear the answer.
 //! - Broken bytes end this connection, after the calls before them have been answered, and nothing else.
 //!
@@ -54,6 +55,9 @@ pub trait Service: Send + Sync + 'static {
 pub enum Answering {
     /// Known at once; the cheapest.
     Now(Reply),
+    /// Known at once, but it took long to find, or is large: the other connections of the thread have their turn before
+    /// the next call of this one.
+    Heavy(Reply, Held),
     /// Known later.
     Later(ReplyFuture),
 }
@@ -310,6 +314,8 @@ struct Connection<S> {
     unlooked: bool,
     /// The budget had no room for more of a long message.
     starved: bool,
+    /// An answer was heavy: nothing more is taken or fetched in this turn.
+    gives_way: bool,
     waiting: Waiting,
     output: Output,
     charge: Charge,
@@ -339,6 +345,7 @@ impl<S: Service> Connection<S> {
             message_bytes_min: 0,
             unlooked: false,
             starved: false,
+            gives_way: false,
             waiting: Waiting::default(),
             output: Output::default(),
             charge: Charge { limits: limits.clone(), bytes: 0, overdraws: false },
@@ -360,6 +367,12 @@ impl<S: Service> Connection<S> {
             }
             if !moved {
                 return self.rest(rounds > 0);
+            }
+            if std::mem::take(&mut self.gives_way) {
+                // Not simply woken: a task that wakes itself has its next turn before the sockets are looked at.
+                let next_turn = pin!(tokio::task::yield_now()).poll(cx);
+                assert!(next_turn.is_pending());
+                return self.rest(true);
             }
             rounds += 1;
             if rounds == ROUNDS_MAX {
@@ -544,7 +557,7 @@ impl<S: Service> Connection<S> {
         self.unlooked = false;
         self.message_bytes_min = 0;
         while at < bytes.len() {
-            if self.is_full() {
+            if self.gives_way || self.is_full() {
                 self.unlooked = true;
                 break;
             }
@@ -584,6 +597,10 @@ impl<S: Service> Connection<S> {
         match call {
             Ok(Some(call)) => match self.service.call(&self.session, call) {
                 Answering::Now(reply) => self.answer(asked, Outcome::Reply(reply, None)),
+                Answering::Heavy(reply, held) => {
+                    self.answer(asked, Outcome::Reply(reply, held));
+                    self.gives_way = true;
+                }
                 Answering::Later(future) => self.waiting.run(asked, future, !self.session.is_out_of_order()),
             },
             Ok(None) => self.answer(asked, unknown_method(header.name)),
@@ -649,10 +666,14 @@ impl<S: Service> Connection<S> {
     /// they do not pile up here.
     fn gather(&mut self, cx: &mut Context<'_>) -> bool {
         let mut moved = false;
-        while self.output.unsent() < UNSENT_BYTES_MAX {
+        while self.output.unsent() < UNSENT_BYTES_MAX && !self.gives_way {
             match self.waiting.poll_next(cx) {
-                Poll::Ready(Some(Next::Known(bytes))) => self.output.append(&bytes),
-                Poll::Ready(Some(Next::Come(asked, outcome))) => self.output.write(asked, outcome),
+                Poll::Ready(Some(Next::Known(bytes, held))) => self.output.append(&bytes, held),
+                Poll::Ready(Some(Next::Come(asked, outcome))) => {
+                    // What holds something was large to the service, even if little of it is sent.
+                    self.gives_way = matches!(outcome, Outcome::Reply(_, Some(_)));
+                    self.output.write(asked, outcome);
+                }
                 Poll::Ready(None) | Poll::Pending => break,
             }
             moved = true;
@@ -702,9 +723,9 @@ impl Waiting {
     /// Lines up an answer behind those of earlier calls.
     fn line_up(&mut self, asked: Asked, outcome: Outcome) {
         let mut bytes = Vec::new();
-        write_answer(asked, outcome, &mut bytes);
+        let held = write_answer(asked, outcome, &mut bytes);
         self.known_bytes += bytes.len();
-        self.line.push_back(Some(Next::Known(bytes)));
+        self.line.push_back(Some(Next::Known(bytes, held)));
     }
 
     /// Runs a call; its answer leaves in the order of the calls, or as it comes.
@@ -723,7 +744,7 @@ impl Waiting {
             if let Some(Some(_)) = self.line.front() {
                 self.left += 1;
                 let next = self.line.pop_front().flatten();
-                if let Some(Next::Known(bytes)) = &next {
+                if let Some(Next::Known(bytes, _)) = &next {
                     self.known_bytes -= bytes.len();
                 }
                 return Poll::Ready(next);
@@ -745,7 +766,7 @@ impl Waiting {
 /// An answer whose turn has come.
 enum Next {
     /// It was known when the call was taken, and waited as bytes.
-    Known(Vec<u8>),
+    Known(Vec<u8>, Held),
     /// The service has given it.
     Come(Asked, Outcome),
 }
@@ -798,19 +819,30 @@ struct Output {
     bytes: Vec<u8>,
     /// How many of them have left.
     gone: usize,
-    /// Given back once all of them have.
-    held: Vec<Box<dyn Send>>,
+    /// Bytes that have left since the connection began.
+    gone_ever: u64,
+    /// What answers hold, each given back once so many bytes have left since the connection began.
+    held: VecDeque<(u64, Box<dyn Send>)>,
 }
 
 impl Output {
     fn write(&mut self, asked: Asked, outcome: Outcome) {
         self.borrow();
-        self.held.extend(write_answer(asked, outcome, &mut self.bytes));
+        let held = write_answer(asked, outcome, &mut self.bytes);
+        self.hold(held);
     }
 
-    fn append(&mut self, bytes: &[u8]) {
+    fn append(&mut self, bytes: &[u8], held: Held) {
         self.borrow();
         self.bytes.extend_from_slice(bytes);
+        self.hold(held);
+    }
+
+    /// Holds it until all that is written by now has left.
+    fn hold(&mut self, held: Held) {
+        if let Some(held) = held {
+            self.held.push_back((self.gone_ever + self.unsent() as u64, held));
+        }
     }
 
     /// Takes the thread's buffer.
@@ -826,10 +858,13 @@ impl Output {
 
     fn sent(&mut self, bytes: usize) {
         self.gone += bytes;
+        self.gone_ever += bytes as u64;
+        while self.held.front().is_some_and(|(upto, _)| *upto <= self.gone_ever) {
+            self.held.pop_front();
+        }
         if self.gone == self.bytes.len() {
             self.bytes.clear();
             self.gone = 0;
-            self.held.clear();
         } else if self.gone >= UNSENT_BYTES_MAX {
             self.bytes.drain(..self.gone); // so that a reader that never quite catches up does not grow it
             self.gone = 0;
@@ -1024,5 +1059,29 @@ mod tests {
         output.sent(output.unsent());
         output.give_back();
         assert_eq!(output.capacity(), 0);
+    }
+
+    #[test]
+    fn what_an_answer_holds_is_given_back_when_it_has_left_though_others_have_not() {
+        let asked = Asked { dress: Dress::unframed(codec::Protocol::Binary), sequence: 1, oneway: false };
+        let held = Arc::new(());
+        let holding = || Arc::strong_count(&held) - 1;
+        let mut output = Output::default();
+        let mut answer_bytes = 0;
+        for answers in 1..=200 {
+            let long = Reply::GetInfo(Ok("x".repeat(100_000)));
+            output.write(asked, Outcome::Reply(long, Some(Box::new(held.clone()))));
+            if answers == 1 {
+                answer_bytes = output.unsent();
+            }
+            while output.unsent() > 250_000 {
+                output.sent(50_000); // the last of them are always on their way
+            }
+            assert_eq!(holding(), output.unsent().div_ceil(answer_bytes), "after {answers} answers");
+        }
+        output.sent(output.unsent() - 1);
+        assert_eq!(holding(), 1);
+        output.sent(1);
+        assert_eq!(holding(), 0);
     }
 }

@@ -391,7 +391,7 @@ async fn deliver(
     let answering = service.call(&connection.session, call);
     drop(service);
     Some(match answering {
-        Answering::Now(reply) => reply,
+        Answering::Now(reply) | Answering::Heavy(reply, _) => reply,
         Answering::Later(reply) => reply.await.0,
     })
 }

@@ -757,7 +757,7 @@ impl World {
         let answering = service.call(session, call);
         drop(service);
         let reply = match answering {
-            Answering::Now(reply) => Some(reply),
+            Answering::Now(reply) | Answering::Heavy(reply, _) => Some(reply),
             Answering::Later(reply) => tokio::select! {
                 biased;
                 reply = reply => Some(reply.0),
