@@ -792,6 +792,33 @@ async fn past_the_budget_short_calls_go_on_and_long_messages_take_turns() {
 }
 
 #[tokio::test]
+async fn past_the_budget_halves_of_short_messages_take_turns_as_well() {
+    let server = start_with(|limits| limits.buffered = Budget::new(200_000)).await;
+    let dress = Dress::framed(Protocol::Binary);
+    let message = put(dress, 1, 60_000);
+    let mut hogs = Vec::new();
+    for _ in 0..40 {
+        let mut hog = server.connect(dress).await;
+        hog.send(&message[..59_000]).await;
+        hogs.push(hog);
+    }
+    let used = || server.limits.buffered.used();
+    eventually(|| used() > 500_000).await;
+    for _ in 0..100 {
+        // The budget, 16 KiB of each, one that overdraws. All of them together sent 2.3 MB.
+        assert!(used() < 1_200_000, "{} bytes held", used());
+        sleep(Duration::from_millis(1)).await;
+    }
+    for hog in &mut hogs {
+        hog.send(&message[59_000..]).await;
+    }
+    for hog in &mut hogs {
+        assert_eq!(hog.reply::<Put>(1).await.unwrap().unwrap().stamp, Some(60_000));
+    }
+    eventually(|| used() == 0).await;
+}
+
+#[tokio::test]
 async fn idle_connections_hold_no_buffer() {
     let server = start().await;
     let mut clients = Vec::new();

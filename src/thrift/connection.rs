@@ -490,7 +490,11 @@ impl<S: Service> Connection<S> {
         let mut scratch = SCRATCH.take();
         scratch.resize(SCRATCH_BYTES, 0); // the first time
         let half = self.input.len();
-        let mut buffer = ReadBuf::new(&mut scratch[half..]);
+        // While the budget is spent no more is read than may be kept without asking it; then the way of a long message
+        // asks.
+        let has_room = self.limits.buffered.has_room_for(SCRATCH_BYTES);
+        let most = if has_room { SCRATCH_BYTES } else { SMALL_HALF_BYTES + 1 };
+        let mut buffer = ReadBuf::new(&mut scratch[half..most]);
         let read = Pin::new(&mut self.stream).poll_read(cx, &mut buffer);
         let came = buffer.filled().len();
         if came > 0 {
