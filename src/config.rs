@@ -192,8 +192,9 @@ settings! {
         read_timeout_ms: u64 = 2_000, 10 to 3_600_000;
         /// Requests that this server coordinates at once; further ones are refused as overloaded.
         requests_in_flight_max: usize = 20_000, 1 to 10_000_000;
-        /// Bytes of the writes that this server coordinates at once, until every replica has answered; beyond it writes are
-        /// refused as overloaded.
+        /// Bytes of the requests that this server coordinates at once, until every replica has answered, and of answers of
+        /// 64 KiB and more until they have been sent; an operation of a batch counts some 500 bytes besides. Beyond it
+        /// requests are refused as overloaded.
         requests_bytes_max: usize = 268_435_456, 1_000_000 to 1_000_000_000_000;
         /// Milliseconds by which a stamp that a client chooses may be ahead of this server's clock; beyond it the write is
         /// refused, for a stamp far in the future would win over every later write of its key.

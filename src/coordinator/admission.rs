@@ -4,6 +4,9 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+/// Answers below this size are not counted: what a slow reader leaves of them is bounded where they are sent.
+const UNCOUNTED_BYTES_MAX: usize = 65_536;
+
 /// How often a stop looks whether all is done.
 const DRAIN_LOOK: std::time::Duration = std::time::Duration::from_millis(2);
 
@@ -40,6 +43,11 @@ impl Admission {
         (requests <= self.requests_max && held <= self.bytes_max).then_some(admitted)
     }
 
+    /// Admits an answer of `bytes` bytes that is to be sent, or says no. `Some(None)`: it is short and takes no share.
+    pub fn admit_answer(self: &Arc<Self>, bytes: usize) -> Option<Option<Admitted>> {
+        if bytes < UNCOUNTED_BYTES_MAX { Some(None) } else { self.admit(bytes).map(Some) }
+    }
+
     /// Waits until nothing is under way.
     pub async fn drained(&self) {
         while self.under_way().0 > 0 {
@@ -59,6 +67,12 @@ impl Admitted {
         let given_back = self.bytes.saturating_sub(bytes);
         self.admission.bytes.fetch_sub(given_back, Ordering::Relaxed);
         self.bytes -= given_back;
+    }
+
+    /// The share of a request of which only an answer of `bytes` bytes is left: none if that is short.
+    pub fn for_answer(mut self, bytes: usize) -> Option<Admitted> {
+        self.shrink_to(bytes);
+        (bytes >= UNCOUNTED_BYTES_MAX).then_some(self)
     }
 
     /// Takes `more` bytes, or says no and takes none.
@@ -102,6 +116,18 @@ mod tests {
         third.shrink_to(10);
         assert_eq!(admission.under_way(), (1, 10));
         drop(third);
+        assert_eq!(admission.under_way(), (0, 0));
+    }
+
+    #[test]
+    fn only_long_answers_take_a_share() {
+        let admission = Admission::new(2, 100_000);
+        assert!(admission.admit_answer(UNCOUNTED_BYTES_MAX - 1).unwrap().is_none());
+        let asked = admission.admit(90_000).unwrap();
+        assert!(admission.admit_answer(UNCOUNTED_BYTES_MAX).is_none(), "there is no room");
+        let answer = asked.for_answer(UNCOUNTED_BYTES_MAX).unwrap();
+        assert_eq!(admission.under_way(), (1, UNCOUNTED_BYTES_MAX));
+        assert!(answer.for_answer(10).is_none());
         assert_eq!(admission.under_way(), (0, 0));
     }
 }

@@ -87,7 +87,7 @@ pub struct Found {
     pub cells: Vec<(Bytes, Cell)>,
     /// False: the slice's bound cut it; there may be more cells behind the last one.
     pub complete: bool,
-    /// Its share of what answers may take in memory; to be kept until the answer has been sent.
+    /// Its share of what answers may take in memory, if it is large; to be kept until the answer has been sent.
     pub held: Option<Admitted>,
 }
 
@@ -166,9 +166,6 @@ const HINT_PAUSE: Duration = Duration::from_millis(50);
 
 /// Reads that must have been made before the delay of speculative retries is renewed.
 const SPECULATION_READS_MIN: u64 = 20;
-
-/// Answers from this server's own store below this size are sent at once and not counted.
-const UNCOUNTED_BYTES_MAX: usize = 65_536;
 
 /// Where the stamp of a write comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -503,9 +500,7 @@ impl Coordinator {
             ReadAnswer::Cells { cells, complete } => {
                 trace.note(|| format!("server {} answers from its own store, {level}", self.me));
                 // A large answer takes its share of the memory for answers; if there is none, the long way says so.
-                let bytes = cells.iter().map(|(_, cell)| cell.value_bytes().len()).sum();
-                let held =
-                    if bytes < UNCOUNTED_BYTES_MAX { None } else { Some(self.admission.admit(bytes)?) };
+                let held = self.admission.admit_answer(value_bytes(&cells))?;
                 Some(Found { cells, complete, held })
             }
             ReadAnswer::Failed(failure) => {
@@ -553,7 +548,10 @@ impl Coordinator {
                 self.compare_by_chance(&op, &slice);
             }
             let resolved = op.resolve(slice.cells_max);
-            let found = |held| Found { cells: resolved.cells, complete: resolved.complete, held: Some(held) };
+            let found = |admitted: Admitted| {
+                let held = admitted.for_answer(value_bytes(&resolved.cells));
+                Found { cells: resolved.cells, complete: resolved.complete, held }
+            };
             if !self.config.read_repair || resolved.repairs.is_empty() {
                 return Ok(found(admitted));
             }
@@ -717,12 +715,20 @@ impl Coordinator {
         self.admit(bytes, "nothing was done")
     }
 
+    /// A share of the bound on memory for an answer that is not a read's; to be kept until it has been sent. A short one
+    /// needs none.
+    pub fn admit_answer(&self, bytes: usize) -> Result<Option<Admitted>, Refused> {
+        self.admission.admit_answer(bytes).ok_or_else(|| self.overloaded("nothing was done"))
+    }
+
     fn admit(&self, bytes: usize, nothing: &'static str) -> Result<Admitted, Refused> {
-        self.admission.admit(bytes).ok_or_else(|| {
-            let (requests, bytes) = self.admission.under_way();
-            let why = format!("{requests} requests of {bytes} bytes are under way here");
-            Refused::Overloaded { why, nothing }
-        })
+        self.admission.admit(bytes).ok_or_else(|| self.overloaded(nothing))
+    }
+
+    fn overloaded(&self, nothing: &'static str) -> Refused {
+        let (requests, bytes) = self.admission.under_way();
+        let why = format!("{requests} requests of {bytes} bytes are under way here");
+        Refused::Overloaded { why, nothing }
     }
 
     /// The replicas of a key that are up (or only Suspect), and those that are Down.
@@ -847,6 +853,11 @@ impl Round {
 fn describe_failures<'a>(failures: impl Iterator<Item = (NodeId, &'a Failure)>) -> String {
     let texts: Vec<String> = failures.map(|(node, failure)| format!("server {node}: {failure}")).collect();
     if texts.is_empty() { String::new() } else { format!(" ({})", texts.join("; ")) }
+}
+
+/// Bytes of the values, which are nearly all of an answer that is large.
+fn value_bytes(cells: &[(Bytes, Cell)]) -> usize {
+    cells.iter().map(|(_, cell)| cell.value_bytes().len()).sum()
 }
 
 /// Memory that an answer takes, approximately.

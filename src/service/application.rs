@@ -7,7 +7,7 @@ use futures_util::StreamExt;
 use futures_util::stream::FuturesOrdered;
 
 use crate::cell::{Cell, Content, Stamp};
-use crate::coordinator::{Found, Level, Refused, Stamping, Trace};
+use crate::coordinator::{Admitted, Found, Level, Refused, Stamping, Trace};
 use crate::key::KV_TABLE;
 use crate::mutation::Mutation;
 use crate::reconcile::RangeView;
@@ -18,7 +18,7 @@ use crate::thrift::method::{Refusal, Reply};
 
 use tokio::time::Instant;
 
-use super::{Service, Wrong, check_read_level, hold, kv_slice};
+use super::{Service, Wrong, check_read_level, held, holding, kv_slice};
 
 fn range_state(range: RangeView) -> RangeState {
     let (upto, at_us) = range.proven.unwrap_or_default();
@@ -100,8 +100,7 @@ impl Service {
         Answering::Later(Box::pin(async move {
             let CheckedGet { slice, level, mut trace } = get;
             let read = service.coordinator.read_by_asking(slice, level, &mut trace).await;
-            let (outcome, held) = service.got(read, trace);
-            (Reply::Get(outcome), held)
+            holding(Reply::Get, service.got(read, trace))
         }))
     }
 
@@ -112,18 +111,11 @@ impl Service {
         Ok(CheckedGet { slice: kv_slice(key), level, trace: Trace::new(request.trace == Some(true)) })
     }
 
-    fn got(&self, read: Result<Found, Refused>, trace: Trace) -> (Result<GetResult, Refusal>, Held) {
-        match read {
-            Ok(found) => {
-                let (result, held) = self.get_result(found, trace);
-                (Ok(result), held)
-            }
-            Err(refused) => (Err(refusal(refused)), None),
-        }
+    fn got(&self, read: Result<Found, Refused>, trace: Trace) -> Result<(GetResult, Held), Refusal> {
+        read.map(|found| self.get_result(found, trace)).map_err(refusal)
     }
 
-    fn get_result(&self, mut found: Found, trace: Trace) -> (GetResult, Held) {
-        let held = hold(&mut found);
+    fn get_result(&self, found: Found, trace: Trace) -> (GetResult, Held) {
         let now_s = self.clock.wall_s();
         let live = found.cells.into_iter().next().and_then(|(_, cell)| {
             let (stamp, expires_at_s) = (cell.stamp, cell.expires_at_s());
@@ -135,27 +127,21 @@ impl Service {
             }
             None => GetResult::new(None, None, None, trace.into_steps()),
         };
-        (result, held)
+        (result, held(found.held))
     }
 
     /// Carries out the operations, many at a time, and answers them in order. What a request brings is bounded by the
     /// size of a message; what its gets return is bounded by the same number: past it they are refused one by one. So
-    /// are operations that could not be begun in time.
+    /// are those whose values do not fit into memory, and operations that could not be begun in time.
     pub(super) async fn batch(
         self: Arc<Self>,
         request: BatchRequest,
-    ) -> (Result<BatchResult, Refusal>, Held) {
-        let operations = match self.check_batch(request) {
-            Ok(operations) => operations,
-            Err(wrong) => return (Err(self.invalid(wrong)), None),
-        };
-        let bytes = operations.iter().map(operation_bytes).sum();
-        let _admitted = match self.coordinator.admit_waiting(bytes) {
-            Ok(admitted) => admitted,
-            Err(refused) => return (Err(refusal(refused)), None),
-        };
-        let (outcomes, held) = self.operate_all(operations).await;
-        (Ok(BatchResult::new(outcomes)), Some(Box::new(held)))
+    ) -> Result<(BatchResult, Held), Refusal> {
+        let operations = self.check_batch(request).map_err(|wrong| self.invalid(wrong))?;
+        let mut admitted = self.coordinator.admit_waiting(batch_bytes(&operations)).map_err(refusal)?;
+        let (outcomes, value_bytes) = self.operate_all(operations, &mut admitted).await;
+        let share = admitted.for_answer(outcomes.len() * size_of::<Outcome>() + value_bytes);
+        Ok((BatchResult::new(outcomes), held(share)))
     }
 
     fn check_batch(&self, request: BatchRequest) -> Result<Vec<Operation>, Wrong> {
@@ -169,13 +155,17 @@ impl Service {
         Ok(operations)
     }
 
-    async fn operate_all(self: Arc<Self>, operations: Vec<Operation>) -> (Vec<Outcome>, Vec<Held>) {
+    /// The outcomes, and how many bytes of values are in them; `admitted` grows by as many.
+    async fn operate_all(
+        self: Arc<Self>,
+        operations: Vec<Operation>,
+        admitted: &mut Admitted,
+    ) -> (Vec<Outcome>, usize) {
         let begin_until = Instant::now() + self.config.write_timeout() + self.config.read_timeout();
         let mut waiting = operations.into_iter();
         let mut under_way = FuturesOrdered::new();
         let mut outcomes = Vec::with_capacity(waiting.len());
-        let mut all_held = Vec::new();
-        let mut room_bytes = self.config.message_bytes_max;
+        let mut value_bytes = 0;
         loop {
             while under_way.len() < BATCH_UNDER_WAY_MAX
                 && Instant::now() < begin_until
@@ -183,26 +173,34 @@ impl Service {
             {
                 under_way.push_back(self.clone().operate(operation));
             }
-            let Some((outcome, held)) = under_way.next().await else { break };
-            outcomes.push(bounded(outcome, &mut room_bytes));
-            all_held.extend(held.map(Some));
+            let Some((outcome, own_share)) = under_way.next().await else { break };
+            drop(own_share); // the batch's takes its place
+            let size = got_bytes(&outcome);
+            outcomes.push(if value_bytes + size > self.config.message_bytes_max {
+                overloaded(
+                    "the values of this batch exceed the size of a message; get the rest in another call",
+                )
+            } else if size > 0 && !admitted.grow(size) {
+                overloaded("the answers under way here take too much memory; get it in another call")
+            } else {
+                value_bytes += size;
+                outcome
+            });
         }
         outcomes
             .extend(waiting.map(|_| overloaded("this batch ran out of time before it; nothing was done")));
-        (outcomes, all_held)
+        (outcomes, value_bytes)
     }
 
     async fn operate(self: Arc<Self>, operation: Operation) -> (Outcome, Held) {
-        let mut held = None;
+        let mut share = None;
         let mut outcome = Outcome::new(None, None, None, None, None, None);
         let refused = match (operation.put, operation.get, operation.remove) {
             (Some(put), None, None) => self.put(put).await.map(|written| outcome.written = Some(written)),
             (None, Some(get), None) => match self.check_get(get) {
                 Ok(CheckedGet { slice, level, mut trace }) => {
                     let read = self.coordinator.read(slice, level, &mut trace).await;
-                    let (got, large) = self.got(read, trace);
-                    held = large;
-                    got.map(|got| outcome.got = Some(got))
+                    self.got(read, trace).map(|(got, held)| (outcome.got, share) = (Some(got), held))
                 }
                 Err(refusal) => Err(refusal),
             },
@@ -218,7 +216,7 @@ impl Service {
             Err(Refusal::Overloaded(overloaded)) => outcome.overloaded = Some(overloaded),
             Err(Refusal::InvalidRequest(invalid)) => outcome.invalid = Some(invalid),
         }
-        (outcome, held)
+        (outcome, share)
     }
 
     pub(super) fn describe(&self) -> Description {
@@ -287,17 +285,18 @@ struct CheckedGet {
     trace: Trace,
 }
 
-/// The outcome, if its value fits into the room that is left.
-fn bounded(outcome: Outcome, room_bytes: &mut usize) -> Outcome {
-    let size = outcome.got.as_ref().and_then(|got| got.value.as_ref()).map_or(0, Vec::len);
-    if size <= *room_bytes {
-        *room_bytes -= size;
-        return outcome;
-    }
-    overloaded("the values of this batch exceed the size of a message; get the rest in another call")
+/// Bytes of the value that an operation got.
+fn got_bytes(outcome: &Outcome) -> usize {
+    outcome.got.as_ref().and_then(|got| got.value.as_ref()).map_or(0, Vec::len)
 }
 
-/// Bytes that an operation brought.
+/// Memory that a batch takes until its answer is complete, without the values that it gets.
+pub(super) fn batch_bytes(operations: &[Operation]) -> usize {
+    let each = size_of::<Operation>() + size_of::<Outcome>();
+    operations.len() * each + operations.iter().map(operation_bytes).sum::<usize>()
+}
+
+/// Bytes of an operation's key and value.
 fn operation_bytes(operation: &Operation) -> usize {
     let len = |bytes: &Option<Vec<u8>>| bytes.as_ref().map_or(0, Vec::len);
     let put = operation.put.as_ref().map_or(0, |put| len(&put.key) + len(&put.value));

@@ -18,7 +18,7 @@ use crate::reconcile::RangeView;
 use crate::thrift::chord::{ClientRequest, KV, ServerResponse, SystemException};
 use crate::thrift::connection::Held;
 
-use super::{Service, Wrong, check_read_level, hold, kv_slice};
+use super::{Service, Wrong, check_read_level, held, kv_slice};
 
 const SUCCESS: &str = "SUCCESS";
 /// No replica has the key. An answer, not an error.
@@ -34,8 +34,7 @@ impl Service {
     pub(super) async fn client_get(
         self: Arc<Self>,
         request: ClientRequest,
-        held: &mut Held,
-    ) -> Result<ServerResponse, SystemException> {
+    ) -> Result<(ServerResponse, Held), SystemException> {
         let (level, kv) = self.check_client_request(request)?;
         let level = check_read_level(level).map_err(|wrong| self.refuse(wrong))?;
         let key = self.check_classic_key(&kv)?;
@@ -43,9 +42,9 @@ impl Service {
             return Err(self.refuse(Wrong("a get takes no value".to_owned())));
         }
         let found = self.coordinator.read(kv_slice(partition(key)), level, &mut Trace::new(false)).await;
-        let mut found = found.map_err(|refused| exception(refused.to_string()))?;
-        *held = hold(&mut found);
-        self.classic_answer(key, found.cells.into_iter().next().map(|(_, cell)| cell))
+        let found = found.map_err(|refused| exception(refused.to_string()))?;
+        let answer = self.classic_answer(key, found.cells.into_iter().next().map(|(_, cell)| cell))?;
+        Ok((answer, held(found.held)))
     }
 
     pub(super) async fn client_put(
@@ -62,13 +61,18 @@ impl Service {
         Ok(response(SUCCESS, None))
     }
 
-    pub(super) fn server_get(&self, kv: &KV) -> Result<ServerResponse, SystemException> {
+    pub(super) fn server_get(&self, kv: &KV) -> Result<(ServerResponse, Held), SystemException> {
         let key = self.check_classic_key(kv)?;
         if kv.value.is_some() {
             return Err(self.refuse(Wrong("a get takes no value".to_owned())));
         }
         let cell = self.own_cell(key)?;
-        self.classic_answer(key, cell)
+        let share = self.admit_answer(cell.as_ref().map_or(0, |cell| cell.value_bytes().len()))?;
+        Ok((self.classic_answer(key, cell)?, share))
+    }
+
+    fn admit_answer(&self, bytes: usize) -> Result<Held, SystemException> {
+        self.coordinator.admit_answer(bytes).map(held).map_err(|refused| exception(refused.to_string()))
     }
 
     pub(super) async fn server_put(self: Arc<Self>, kv: KV) -> Result<ServerResponse, SystemException> {
@@ -107,7 +111,7 @@ impl Service {
     }
 
     /// This server's state as JSON. `kvMem` holds the classic keys only: there are at most 256 of them.
-    pub(super) fn get_info(&self) -> Result<String, SystemException> {
+    pub(super) fn get_info(&self) -> Result<(String, Held), SystemException> {
         let mut kv_mem = serde_json::Map::new();
         for key in 0..=u8::MAX {
             if let Some(cell) = self.own_cell(key)?
@@ -133,7 +137,9 @@ impl Service {
             "members": members,
             "ranges": self.reconciler.ranges().iter().map(range_entry).collect::<Vec<_>>(),
         });
-        Ok(info.to_string())
+        let info = info.to_string();
+        let share = self.admit_answer(info.len())?;
+        Ok((info, share))
     }
 
     fn member_entry(&self, id: NodeId) -> Value {
@@ -222,19 +228,30 @@ impl Service {
     }
 }
 
-/// Bytes of one value that `getInfo` shows; of longer ones it tells the size.
+/// Bytes that one value takes in `getInfo`, as it is written there; of longer ones it tells the size.
 const INFO_VALUE_BYTES_MAX: usize = 65_536;
 
 fn classic_entry(key: u8, value: &[u8], stamp: Stamp) -> Value {
-    if value.len() > INFO_VALUE_BYTES_MAX {
+    let text = std::str::from_utf8(value).ok();
+    let written_bytes = text.map_or(2 * value.len(), |text| text.bytes().map(json_bytes).sum());
+    if written_bytes > INFO_VALUE_BYTES_MAX {
         return json!({"key": key, "value": null, "valueBytes": value.len(), "time": stamp.0});
     }
-    match std::str::from_utf8(value) {
-        Ok(text) => json!({"key": key, "value": text, "time": stamp.0}),
-        Err(_) => {
+    match text {
+        Some(text) => json!({"key": key, "value": text, "time": stamp.0}),
+        None => {
             let hex: String = value.iter().map(|byte| format!("{byte:02x}")).collect();
             json!({"key": key, "value": null, "valueHex": hex, "time": stamp.0})
         }
+    }
+}
+
+/// Bytes that a byte of text takes in JSON.
+fn json_bytes(byte: u8) -> usize {
+    match byte {
+        b'"' | b'\\' | b'\n' | b'\r' | b'\t' | 0x08 | 0x0c => 2,
+        0..0x20 => 6, // \u0001
+        _ => 1,
     }
 }
 

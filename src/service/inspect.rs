@@ -5,10 +5,11 @@ use crate::cell::{Cell, Content};
 use crate::key;
 use crate::store::cell_hash;
 use crate::thrift::chord::{CellRow, DigestRequest, DigestResult, InvalidRequest, PageRequest, PageResult};
+use crate::thrift::connection::Held;
 
-use super::Service;
+use super::{Service, held};
 
-/// Bytes of the values and keys in one page.
+/// Bytes of the values and keys in one page; a single larger cell is a page nonetheless.
 const PAGE_BYTES_MAX: usize = 1 << 20;
 
 impl Service {
@@ -25,7 +26,7 @@ impl Service {
         ))
     }
 
-    pub(super) fn inspect_page(&self, request: &PageRequest) -> Result<PageResult, InvalidRequest> {
+    pub(super) fn inspect_page(&self, request: &PageRequest) -> Result<(PageResult, Held), InvalidRequest> {
         let (after, upto) = (bytes_of(&request.after), bytes_of(&request.upto));
         let page = self
             .store
@@ -33,17 +34,20 @@ impl Service {
             .map_err(|error| invalid(error.to_string()))?;
         let value_bytes_max = request.value_bytes.unwrap_or(0).max(0) as usize;
         let mut rows = Vec::with_capacity(page.cells.len());
-        let mut room_bytes = PAGE_BYTES_MAX;
+        let mut bytes = 0;
+        let (mut upto, mut complete) = (page.upto, page.complete);
         for (engine_key, cell) in &page.cells {
             let size = engine_key.len() * 2 + cell.value_bytes().len().min(value_bytes_max);
-            if size > room_bytes && !rows.is_empty() {
-                let reached = page.cells[rows.len() - 1].0.clone();
-                return Ok(PageResult::new(rows, reached, false));
+            if bytes + size > PAGE_BYTES_MAX && !rows.is_empty() {
+                (upto, complete) = (page.cells[rows.len() - 1].0.clone(), false);
+                break;
             }
-            room_bytes = room_bytes.saturating_sub(size);
+            bytes += size;
             rows.push(row(engine_key, cell, value_bytes_max)?);
         }
-        Ok(PageResult::new(rows, page.upto, page.complete))
+        bytes += rows.len() * size_of::<CellRow>();
+        let share = self.coordinator.admit_answer(bytes).map_err(|refused| invalid(refused.to_string()))?;
+        Ok((PageResult::new(rows, upto, complete), held(share)))
     }
 
     fn cells_max(&self, asked: Option<i32>) -> usize {

@@ -26,7 +26,7 @@ use crate::answer::NodeId;
 use crate::cell::Stamp;
 use crate::clock::Clock;
 use crate::config::Config;
-use crate::coordinator::{Coordinator, Found, Level};
+use crate::coordinator::{Admitted, Coordinator, Level, Refused};
 use crate::cut::Cut;
 use crate::handoff::Handoff;
 use crate::key::{KV_TABLE, PARTITION_KEY_BYTES_MAX};
@@ -39,8 +39,9 @@ use crate::ring::Ring;
 use crate::slice::Slice;
 use crate::stats::Stats;
 use crate::store::Store;
+use crate::thrift::chord::{Overloaded, SystemException};
 use crate::thrift::connection::{Answering, Held, Session};
-use crate::thrift::method::{Call, Reply};
+use crate::thrift::method::{Call, Refusal, Reply};
 use peer::caller;
 
 /// Answers every method of every service of `chord.thrift`.
@@ -87,8 +88,15 @@ impl crate::thrift::connection::Service for Service {
         }
         if needs_others(&call) && !self.has_looked_round() {
             // It would refuse what the others can well do.
+            let waits = match self.coordinator.admit_waiting(brought_bytes(&call)) {
+                Ok(waits) => waits,
+                Err(refused) => return Answering::Now(refuse_waiting(&call, &refused)),
+            };
             let mut looked = self.looked_round.clone();
-            let wait = async move { drop(looked.wait_for(|looked| *looked).await) }; // or the start has failed
+            let wait = async move {
+                drop(looked.wait_for(|looked| *looked).await); // or the start has failed
+                drop(waits); // it takes its share itself now
+            };
             return self.call_after(wait, session, call);
         }
         match call {
@@ -97,58 +105,49 @@ impl crate::thrift::connection::Service for Service {
             Call::Reconcile(request) => {
                 let session = session.clone();
                 later(self, async move |service| {
-                    Reply::Reconcile(Ok(Box::new(service.peer_reconcile(&session, *request).await)))
+                    (Reply::Reconcile(Ok(Box::new(service.peer_reconcile(&session, *request).await))), None)
                 })
             }
             Call::Ping(request) => Answering::Now(Reply::Ping(Ok(self.peer_ping(session, request)))),
             Call::Greet(request) => Answering::Now(Reply::Greet(Ok(self.peer_hello(session, &request)))),
 
             Call::Get(request) => self.get(request),
-            Call::Put(request) => later(self, async move |service| Reply::Put(service.put(request).await)),
+            Call::Put(request) => {
+                later(self, async move |service| (Reply::Put(service.put(request).await), None))
+            }
             Call::Remove(request) => {
-                later(self, async move |service| Reply::Remove(service.remove(request).await))
+                later(self, async move |service| (Reply::Remove(service.remove(request).await), None))
             }
             Call::Batch(request) => {
-                let service = self.clone();
-                Answering::Later(Box::pin(async move {
-                    let (outcomes, held) = service.batch(request).await;
-                    (Reply::Batch(outcomes), held)
-                }))
+                later(self, async move |service| holding(Reply::Batch, service.batch(request).await))
             }
             Call::Describe(()) => Answering::Heavy(Reply::Describe(Ok(self.describe())), None),
             Call::GetStats(()) => Answering::Heavy(Reply::GetStats(Ok(self.stats())), None),
 
             Call::ClientGet(request) => {
-                let service = self.clone();
-                Answering::Later(Box::pin(async move {
-                    let mut held = None;
-                    let answer = service.client_get(request, &mut held).await;
-                    (Reply::ClientGet(answer), held)
-                }))
+                later(self, async move |service| holding(Reply::ClientGet, service.client_get(request).await))
             }
             Call::ClientPut(request) => {
-                later(self, async move |service| Reply::ClientPut(service.client_put(request).await))
+                later(self, async move |service| (Reply::ClientPut(service.client_put(request).await), None))
             }
-            Call::ServerGet(kv) => Answering::Heavy(Reply::ServerGet(self.server_get(&kv)), None),
+            Call::ServerGet(kv) => heavy(holding(Reply::ServerGet, self.server_get(&kv))),
             Call::ServerPut(kv) => {
-                later(self, async move |service| Reply::ServerPut(service.server_put(kv).await))
+                later(self, async move |service| (Reply::ServerPut(service.server_put(kv).await), None))
             }
             Call::ServerDelete(kv) => {
-                later(self, async move |service| Reply::ServerDelete(service.server_delete(kv).await))
+                later(self, async move |service| (Reply::ServerDelete(service.server_delete(kv).await), None))
             }
             Call::ResendHints(id) => {
-                later(self, async move |service| Reply::ResendHints(service.resend_hints(id).await))
+                later(self, async move |service| (Reply::ResendHints(service.resend_hints(id).await), None))
             }
             Call::Hello(()) => Answering::Now(Reply::Hello(Ok(self.identity.id.to_string()))),
             Call::GetServerId(()) => Answering::Now(Reply::GetServerId(Ok(self.identity.id.0 as i32))),
-            Call::GetInfo(()) => Answering::Heavy(Reply::GetInfo(self.get_info()), None),
+            Call::GetInfo(()) => heavy(holding(Reply::GetInfo, self.get_info())),
 
             Call::InspectDigest(request) => {
                 Answering::Heavy(Reply::InspectDigest(self.inspect_digest(&request)), None)
             }
-            Call::InspectPage(request) => {
-                Answering::Heavy(Reply::InspectPage(self.inspect_page(&request)), None)
-            }
+            Call::InspectPage(request) => heavy(holding(Reply::InspectPage, self.inspect_page(&request))),
         }
     }
 }
@@ -156,10 +155,26 @@ impl crate::thrift::connection::Service for Service {
 /// Answers when `work` is done.
 fn later<F>(service: &Arc<Service>, work: impl FnOnce(Arc<Service>) -> F) -> Answering
 where
-    F: Future<Output = Reply> + Send + 'static,
+    F: Future<Output = (Reply, Held)> + Send + 'static,
 {
-    let work = work(service.clone());
-    Answering::Later(Box::pin(async move { (work.await, None) }))
+    Answering::Later(Box::pin(work(service.clone())))
+}
+
+/// Answers at once, after work that took long.
+fn heavy((reply, held): (Reply, Held)) -> Answering {
+    Answering::Heavy(reply, held)
+}
+
+/// The reply, and what it holds until it has been sent.
+fn holding<T, E>(reply: impl FnOnce(Result<T, E>) -> Reply, outcome: Result<(T, Held), E>) -> (Reply, Held) {
+    match outcome {
+        Ok((answer, held)) => (reply(Ok(answer)), held),
+        Err(refused) => (reply(Err(refused)), None),
+    }
+}
+
+fn held(share: Option<Admitted>) -> Held {
+    Some(Box::new(share?))
 }
 
 /// What a server that has not yet seen any other would refuse for want of replicas.
@@ -173,6 +188,33 @@ fn needs_others(call: &Call) -> bool {
             | Call::ClientGet(_)
             | Call::ClientPut(_)
     )
+}
+
+/// Bytes that a call which needs the others brought.
+fn brought_bytes(call: &Call) -> usize {
+    match call {
+        Call::Put(put) => put.key.as_ref().map_or(0, Vec::len) + put.value.as_ref().map_or(0, Vec::len),
+        Call::Batch(batch) => application::batch_bytes(batch.operations.as_deref().unwrap_or_default()),
+        Call::ClientPut(request) => {
+            request.kv.as_ref().and_then(|kv| kv.value.as_ref()).map_or(0, String::len)
+        }
+        _ => 0, // a key
+    }
+}
+
+/// The reply to a call that needs the others, and for which there is no room while it waits for them.
+fn refuse_waiting(call: &Call, refused: &Refused) -> Reply {
+    let overloaded = || Refusal::Overloaded(Overloaded { message: Some(refused.to_string()) });
+    let exception = || SystemException { message: Some(refused.to_string()) };
+    match call {
+        Call::Get(_) => Reply::Get(Err(overloaded())),
+        Call::Put(_) => Reply::Put(Err(overloaded())),
+        Call::Remove(_) => Reply::Remove(Err(overloaded())),
+        Call::Batch(_) => Reply::Batch(Err(overloaded())),
+        Call::ClientGet(_) => Reply::ClientGet(Err(exception())),
+        Call::ClientPut(_) => Reply::ClientPut(Err(exception())),
+        other => unreachable!("{other:?} does not need the others"),
+    }
 }
 
 /// A request that is wrong, and why. Nothing was written.
@@ -254,15 +296,6 @@ impl Service {
     fn node(&self, id: i32) -> Option<NodeId> {
         u32::try_from(id).ok().map(NodeId).filter(|node| self.nodes.address(*node).is_some())
     }
-}
-
-/// Bytes of an answer from which on its share of the bound on memory is kept until it has been sent.
-const LARGE_ANSWER_BYTES: usize = 65_536;
-
-fn hold(found: &mut Found) -> Held {
-    let bytes: usize = found.cells.iter().map(|(_, cell)| cell.value_bytes().len()).sum();
-    let held = found.held.take().filter(|_| bytes >= LARGE_ANSWER_BYTES)?;
-    Some(Box::new(held))
 }
 
 fn kv_slice(key: Bytes) -> Slice {
