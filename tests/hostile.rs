@@ -35,8 +35,8 @@ const BOTH: [Protocol; 2] = [Protocol::Binary, Protocol::Compact];
 // ------------------------------------------------------------------------------------------------------- the service
 
 /// `get` is answered with its key as value, as the key says: "now …" at once, "later N …" after N milliseconds,
-/// "gate …" when the test opens the gate, "big N" at once with N bytes, "heavy …" as what took long, "held N" with N
-/// bytes and something to hold.
+/// "gate …" when the test opens the gate, "busy …" the same while using up every turn of its task, "big N" at once with N
+/// bytes, "heavy …" as what took long, "held N" with N bytes and something to hold.
 struct Stub {
     gate: Semaphore,
     /// One permit less for each answer that holds something.
@@ -98,6 +98,14 @@ impl Stub {
             "gate" => {
                 let stub = self.clone();
                 self.later(key, async move { stub.gate.acquire().await.unwrap().forget() })
+            }
+            "busy" => {
+                let stub = self.clone();
+                self.later(key, async move {
+                    while stub.gate.available_permits() == 0 {
+                        tokio::task::consume_budget().await;
+                    }
+                })
             }
             _ => Answering::Now(got(key)),
         }
@@ -411,6 +419,16 @@ async fn heavy_calls_of_one_connection_leave_the_others_their_turn() {
             greedy.value(sequence).await;
         }
     }
+}
+
+#[tokio::test]
+async fn answers_leave_while_a_call_uses_up_every_turn() {
+    let server = start().await;
+    let mut client = server.classic().await;
+    client.send(&[get(client.dress, 1, "now"), get(client.dress, 2, "busy")].concat()).await;
+    assert_eq!(client.value(1).await, b"now");
+    server.stub.gate.add_permits(1);
+    assert_eq!(client.value(2).await, b"busy");
 }
 
 #[tokio::test]

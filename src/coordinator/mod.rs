@@ -23,6 +23,7 @@ pub mod read;
 #[cfg(test)]
 mod script;
 mod trace;
+pub mod turn;
 pub mod write;
 
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -449,8 +450,12 @@ impl Coordinator {
         level: Level,
         trace: &mut Trace,
     ) -> Result<Found, Refused> {
+        turn::begin().await;
         match self.read_at_once(&slice, level, trace) {
-            Some(found) => Ok(found),
+            Some(found) => {
+                turn::spend(value_bytes(&found.cells)).await;
+                Ok(found)
+            }
             None => self.read_by_asking(slice, level, trace).await,
         }
     }
@@ -473,6 +478,7 @@ impl Coordinator {
         trace: &mut Trace,
     ) -> Result<Found, Refused> {
         let start = Instant::now();
+        turn::begin().await;
         let outcome = self.try_read(slice, level, start, trace).await;
         let took = start.elapsed();
         self.recent_reads.record_time(took);
@@ -609,7 +615,12 @@ impl Coordinator {
                 biased; // an answer that is there counts, even at the deadline
                 answer = answers.next() => {
                     let Some((node, answer)) = answer else { return Ok(()) };
-                    if !admitted.grow(bytes_of(&answer)) {
+                    let bytes = bytes_of(&answer);
+                    let fits = admitted.grow(bytes);
+                    if node == self.me {
+                        turn::spend(bytes).await;
+                    }
+                    if !fits {
                         let why = "the answers of the requests under way here take too much memory".to_owned();
                         return Err(Refused::Overloaded { why, nothing: "nothing was read" });
                     }

@@ -7,7 +7,7 @@ use futures_util::StreamExt;
 use futures_util::stream::FuturesOrdered;
 
 use crate::cell::{Cell, Content, Stamp};
-use crate::coordinator::{Admitted, Found, Level, Refused, Stamping, Trace};
+use crate::coordinator::{Admitted, Found, Level, Refused, Stamping, Trace, turn};
 use crate::key::KV_TABLE;
 use crate::mutation::Mutation;
 use crate::reconcile::RangeView;
@@ -199,6 +199,7 @@ impl Service {
             (Some(put), None, None) => self.put(put).await.map(|written| outcome.written = Some(written)),
             (None, Some(get), None) => match self.check_get(get) {
                 Ok(CheckedGet { slice, level, mut trace }) => {
+                    turn::next_of_many().await;
                     let read = self.coordinator.read(slice, level, &mut trace).await;
                     self.got(read, trace).map(|(got, held)| (outcome.got, share) = (Some(got), held))
                 }

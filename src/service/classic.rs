@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use crate::answer::{ApplyAnswer, Failure, NodeId, ask_one};
 use crate::cell::{Cell, Content, Stamp};
-use crate::coordinator::{Level, Stamping, Trace};
+use crate::coordinator::{Level, Refused, Stamping, Trace, turn};
 use crate::handoff::HandoffError;
 use crate::key::KV_TABLE;
 use crate::mutation::Mutation;
@@ -67,12 +67,9 @@ impl Service {
             return Err(self.refuse(Wrong("a get takes no value".to_owned())));
         }
         let cell = self.own_cell(key)?;
-        let share = self.admit_answer(cell.as_ref().map_or(0, |cell| cell.value_bytes().len()))?;
-        Ok((self.classic_answer(key, cell)?, share))
-    }
-
-    fn admit_answer(&self, bytes: usize) -> Result<Held, SystemException> {
-        self.coordinator.admit_answer(bytes).map(held).map_err(|refused| exception(refused.to_string()))
+        let bytes = cell.as_ref().map_or(0, |cell| cell.value_bytes().len());
+        let share = self.coordinator.admit_answer(bytes).map_err(|refused| exception(refused.to_string()))?;
+        Ok((self.classic_answer(key, cell)?, held(share)))
     }
 
     pub(super) async fn server_put(self: Arc<Self>, kv: KV) -> Result<ServerResponse, SystemException> {
@@ -111,14 +108,22 @@ impl Service {
     }
 
     /// This server's state as JSON. `kvMem` holds the classic keys only: there are at most 256 of them.
-    pub(super) fn get_info(&self) -> Result<(String, Held), SystemException> {
+    pub(super) async fn get_info(self: Arc<Self>) -> Result<(String, Held), SystemException> {
+        let overloaded = |refused: Refused| exception(refused.to_string());
+        let mut admitted = self.coordinator.admit_waiting(0).map_err(overloaded)?;
         let mut kv_mem = serde_json::Map::new();
         for key in 0..=u8::MAX {
-            if let Some(cell) = self.own_cell(key)?
-                && let Some(value) = cell.live_value(self.clock.wall_s())
-            {
-                kv_mem.insert(key.to_string(), classic_entry(key, value, cell.stamp));
+            turn::next_of_many().await;
+            let Some(cell) = self.own_cell(key)? else { continue };
+            if let Some(value) = cell.live_value(self.clock.wall_s()) {
+                let shown = Shown::of(value);
+                if !admitted.grow(shown.bytes()) {
+                    let why = "the answers under way here take too much memory".to_owned();
+                    return Err(overloaded(Refused::Overloaded { why, nothing: "nothing was read" }));
+                }
+                kv_mem.insert(key.to_string(), shown.entry(key, cell.stamp));
             }
+            turn::spend(cell.value_bytes().len()).await;
         }
         let hints: serde_json::Map<String, Value> = self
             .store
@@ -138,7 +143,7 @@ impl Service {
             "ranges": self.reconciler.ranges().iter().map(range_entry).collect::<Vec<_>>(),
         });
         let info = info.to_string();
-        let share = self.admit_answer(info.len())?;
+        let share = held(admitted.for_answer(info.len()));
         Ok((info, share))
     }
 
@@ -231,17 +236,36 @@ impl Service {
 /// Bytes that one value takes in `getInfo`, as it is written there; of longer ones it tells the size.
 const INFO_VALUE_BYTES_MAX: usize = 65_536;
 
-fn classic_entry(key: u8, value: &[u8], stamp: Stamp) -> Value {
-    let text = std::str::from_utf8(value).ok();
-    let written_bytes = text.map_or(2 * value.len(), |text| text.bytes().map(json_bytes).sum());
-    if written_bytes > INFO_VALUE_BYTES_MAX {
-        return json!({"key": key, "value": null, "valueBytes": value.len(), "time": stamp.0});
+/// How `getInfo` shows a value.
+enum Shown<'a> {
+    Text(&'a str),
+    Bytes(&'a [u8]),
+    Size(usize),
+}
+
+impl Shown<'_> {
+    fn of(value: &[u8]) -> Shown<'_> {
+        let shown = std::str::from_utf8(value).map_or(Shown::Bytes(value), Shown::Text);
+        if shown.bytes() > INFO_VALUE_BYTES_MAX { Shown::Size(value.len()) } else { shown }
     }
-    match text {
-        Some(text) => json!({"key": key, "value": text, "time": stamp.0}),
-        None => {
-            let hex: String = value.iter().map(|byte| format!("{byte:02x}")).collect();
-            json!({"key": key, "value": null, "valueHex": hex, "time": stamp.0})
+
+    /// Bytes of it as it is written.
+    fn bytes(&self) -> usize {
+        match self {
+            Shown::Text(text) => text.bytes().map(json_bytes).sum(),
+            Shown::Bytes(bytes) => 2 * bytes.len(),
+            Shown::Size(_) => 0,
+        }
+    }
+
+    fn entry(&self, key: u8, stamp: Stamp) -> Value {
+        match self {
+            Shown::Text(text) => json!({"key": key, "value": text, "time": stamp.0}),
+            Shown::Bytes(bytes) => {
+                let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+                json!({"key": key, "value": null, "valueHex": hex, "time": stamp.0})
+            }
+            Shown::Size(bytes) => json!({"key": key, "value": null, "valueBytes": bytes, "time": stamp.0}),
         }
     }
 }

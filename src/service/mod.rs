@@ -142,7 +142,9 @@ impl crate::thrift::connection::Service for Service {
             }
             Call::Hello(()) => Answering::Now(Reply::Hello(Ok(self.identity.id.to_string()))),
             Call::GetServerId(()) => Answering::Now(Reply::GetServerId(Ok(self.identity.id.0 as i32))),
-            Call::GetInfo(()) => heavy(holding(Reply::GetInfo, self.get_info())),
+            Call::GetInfo(()) => {
+                later(self, async move |service| holding(Reply::GetInfo, service.get_info().await))
+            }
 
             Call::InspectDigest(request) => {
                 Answering::Heavy(Reply::InspectDigest(self.inspect_digest(&request)), None)

@@ -33,6 +33,7 @@ use thrift::ApplicationErrorKind;
 use thrift::protocol::{TMessageIdentifier, TMessageType};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 use tokio::sync::watch;
+use tokio::task::yield_now;
 use tokio::time::{Instant, sleep_until};
 
 use super::codec;
@@ -370,7 +371,7 @@ impl<S: Service> Connection<S> {
             }
             if std::mem::take(&mut self.gives_way) {
                 // Not simply woken: a task that wakes itself has its next turn before the sockets are looked at.
-                let next_turn = pin!(tokio::task::yield_now()).poll(cx);
+                let next_turn = pin!(yield_now()).poll(cx);
                 assert!(next_turn.is_pending());
                 return self.rest(true);
             }
