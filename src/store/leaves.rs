@@ -264,7 +264,7 @@ pub struct LeafView {
     /// Its sum; `None`: it has to be scanned.
     pub sum: Option<Sum>,
     /// By which [`Leaves::note`] tells whether it was written since.
-    changes: u64,
+    changed: u64,
 }
 
 /// All leaves.
@@ -283,11 +283,14 @@ struct Index {
     tables: BTreeSet<TableId>,
     /// The largest partition key of each ring range.
     tokens: Vec<Vec<u8>>,
+    /// The last change of any leaf. One count for all: a leaf that is joined to its neighbour and cut off again, while somebody
+    /// scans it, does not have the number that it had.
+    changes: u64,
 }
 
-#[derive(Clone, Default)]
 struct Leaf {
-    changes: u64,
+    /// The number of its last change.
+    changed: u64,
     sum: Option<Sum>,
 }
 
@@ -323,7 +326,8 @@ impl Leaves {
     }
 
     /// A scan that began at the start of `leaf` came to its end, or to the end of the first of the leaves that it turns
-    /// out to be. If it was written meanwhile, the cut is kept but not the sum.
+    /// out to be. If it was written meanwhile, the cut is kept but not the sum; if others cut or joined it meanwhile, neither:
+    /// two may scan one leaf at once.
     pub fn note(&self, leaf: &LeafView, scan: &Scan) {
         assert!(scan.complete, "only what was scanned whole has a sum");
         self.index().note(leaf, scan);
@@ -349,12 +353,10 @@ impl Index {
         for cut in ends.chain([table_start(table), table_end(table)]) {
             if self.fixed.insert(cut.clone()) {
                 // What lay in a leaf that is now two is summed again.
-                if let Some((_, split)) =
-                    self.by_end.range_mut::<[u8], _>((Bound::Excluded(&cut[..]), Bound::Unbounded)).next()
-                {
-                    split.written();
-                }
-                self.by_end.entry(Key::from(&cut[..])).or_default();
+                let cut = Key::from(&cut[..]);
+                self.change_behind(&cut);
+                let changed = self.next_change();
+                self.by_end.entry(cut).or_insert(Leaf { changed, sum: None });
             }
         }
         self.tokens = tokens;
@@ -367,31 +369,46 @@ impl Index {
         if !self.tables.contains(&table) {
             self.add_table(table);
         }
+        self.change_behind(key);
+    }
+
+    /// The leaf that has this key, or begins with it, has another content from now on.
+    fn change_behind(&mut self, key: &Key) {
+        let changed = self.next_change();
         if let Some((_, leaf)) =
             self.by_end.range_mut::<Key, _>((Bound::Excluded(key), Bound::Unbounded)).next()
         {
-            leaf.written();
+            *leaf = Leaf { changed, sum: None };
         }
+    }
+
+    fn next_change(&mut self) -> u64 {
+        self.changes += 1;
+        self.changes
     }
 
     fn leaf_at(&self, key: &[u8], end: &[u8]) -> LeafView {
         let start = self.by_end.range::<[u8], _>((Bound::Unbounded, Bound::Included(key))).next_back();
         let start = start.map_or(Vec::new(), |(end, _)| end.to_vec());
         match self.by_end.range::<[u8], _>((Bound::Excluded(key), Bound::Unbounded)).next() {
-            Some((end, leaf)) => LeafView { start, end: end.to_vec(), sum: leaf.sum, changes: leaf.changes },
-            None => LeafView { start, end: end.to_vec(), sum: None, changes: 0 },
+            Some((end, leaf)) => LeafView { start, end: end.to_vec(), sum: leaf.sum, changed: leaf.changed },
+            None => LeafView { start, end: end.to_vec(), sum: None, changed: 0 },
         }
     }
 
     fn note(&mut self, seen: &LeafView, scan: &Scan) {
-        let end = &scan.next[..];
-        let Some(leaf) = self.by_end.get_mut(&seen.end[..]) else { return };
-        let sum = (leaf.changes == seen.changes).then_some(scan.sum);
-        if end != seen.end {
-            let first = Leaf { changes: leaf.changes, sum };
-            self.by_end.insert(Key::from(end), first);
+        let now = self.leaf_at(&seen.start, &seen.end);
+        if (&now.start, &now.end) != (&seen.start, &seen.end) {
             return;
         }
+        let end = &scan.next[..];
+        let sum = (now.changed == seen.changed).then_some(scan.sum);
+        if end != seen.end {
+            let changed = self.next_change();
+            self.by_end.insert(Key::from(end), Leaf { changed, sum });
+            return;
+        }
+        let Some(leaf) = self.by_end.get_mut(end) else { return };
         leaf.sum = sum;
         if sum.is_some() && !scan.at_boundary && !self.fixed.contains(end) {
             self.join_next(end);
@@ -400,18 +417,9 @@ impl Index {
 
     /// The cut at `end` has lost its reason.
     fn join_next(&mut self, end: &[u8]) {
-        self.by_end.remove(end);
-        let next = self.by_end.range_mut::<[u8], _>((Bound::Excluded(end), Bound::Unbounded)).next();
-        if let Some((_, next)) = next {
-            next.written();
-        }
-    }
-}
-
-impl Leaf {
-    fn written(&mut self) {
-        self.changes += 1;
-        self.sum = None;
+        let end = Key::from(end);
+        self.by_end.remove(&end);
+        self.change_behind(&end);
     }
 }
 
@@ -575,6 +583,54 @@ mod tests {
         model.leaves.note(&leaf, &scan);
         assert_eq!(model.leaves.leaf_at(&table_start(TABLE), &end).sum, None);
         assert_eq!(model.counted(ALL, Horizon::NONE), model.truth(ALL));
+    }
+
+    /// The first partition from this one on at which leaves are cut.
+    fn boundary(from: u16) -> u16 {
+        (from..).find(|partition| is_boundary(&key::encode(TABLE, &partition.to_be_bytes(), b""))).unwrap()
+    }
+
+    #[test]
+    fn a_scan_that_saw_the_leaf_before_another_cut_it_is_not_believed() {
+        let mut model = Model::new();
+        let cut = boundary(0);
+        model.write(cut, cell(1, 0));
+        model.write(cut + 1, cell(1, 0));
+        let end = table_end(TABLE);
+        let leaf = model.leaves.leaf_at(&table_start(TABLE), &end);
+        let scan = || model.scan(&leaf.start, &leaf.end, ALL, Horizon::NONE, true);
+        let (first, second) = (scan(), scan());
+        model.leaves.note(&leaf, &first);
+        assert!(model.leaves.leaf_at(&leaf.start, &end).sum.is_some());
+        model.write(cut, cell(2, 0));
+        model.leaves.note(&leaf, &second);
+        assert_eq!(model.leaves.leaf_at(&leaf.start, &end).sum, None);
+        assert_eq!(model.counted(ALL, Horizon::NONE), model.truth(ALL));
+    }
+
+    #[test]
+    fn a_leaf_that_is_joined_and_cut_again_is_another() {
+        for writes in 1..5 {
+            let mut model = Model::new();
+            let (start, end, cut) = (table_start(TABLE), table_end(TABLE), boundary(0));
+            let leaf = |model: &Model| model.leaves.leaf_at(&start, &end);
+            let scan =
+                |model: &Model, leaf: &LeafView| model.scan(&leaf.start, &leaf.end, ALL, Horizon::NONE, true);
+            model.write(cut, cell(1, 0));
+            model.counted(ALL, Horizon::NONE);
+            (0..writes).for_each(|_| model.write(cut, cell(2, 0)));
+            let seen = leaf(&model);
+            let old = scan(&model, &seen);
+            model.remove(cut);
+            model.counted(ALL, Horizon::NONE);
+            let joined = leaf(&model);
+            assert_ne!(joined.end, seen.end, "joined to its neighbour");
+            model.write(cut, cell(3, 0));
+            model.counted(ALL, Horizon::NONE);
+            assert_eq!(leaf(&model).end, seen.end, "cut off again");
+            model.leaves.note(&seen, &old);
+            assert_eq!(model.counted(ALL, Horizon::NONE), model.truth(ALL), "{writes}");
+        }
     }
 
     #[test]
