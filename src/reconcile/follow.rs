@@ -120,7 +120,10 @@ impl Reconciler {
             return Err("the stretch is missing".to_owned());
         };
         let mut cut = request.cut.as_ref().map(wire::read_cut).ok_or("the cut is missing")?;
-        cut.horizon = cut.horizon.or(self.horizon(index));
+        // Named as it was before the cells are read: that the list lacks a cell of which the deletion was collected after
+        // that proves nothing.
+        let horizon = self.horizon(index);
+        cut.horizon = cut.horizon.or(horizon);
         let (cells, all) = self
             .store
             .run(start, before, self.config.reconcile_list_cells)
@@ -134,7 +137,7 @@ impl Reconciler {
         Ok(PeerReconciled {
             versions: Some(versions.collect()),
             reached: Some(reached),
-            cut: Some(wire::of_horizon(self.horizon(index))),
+            cut: Some(wire::of_horizon(horizon)),
             pause: Some(self.pace.pause_us(began.elapsed(), Work::Mend)),
             ..nothing()
         })

@@ -83,8 +83,6 @@ struct Pass<'a> {
     index: usize,
     followers: &'a [Follower],
     cut: Cut,
-    /// Up to where this server has collected.
-    collected: Stamp,
     moved: u64,
     unsettled: bool,
     /// A replica has collected further than the cut says.
@@ -110,6 +108,13 @@ struct Moved {
     changed_here: u64,
 }
 
+/// Up to where each side had collected before it read what it listed.
+#[derive(Clone, Copy, Debug)]
+struct Horizons {
+    mine: Horizon,
+    theirs: Horizon,
+}
+
 /// A leaf, or several, as counted here.
 #[derive(Clone, Debug)]
 struct Span {
@@ -133,17 +138,8 @@ impl Reconciler {
         followers: &[Follower],
         cut: Cut,
     ) -> Result<Compared, Stopped> {
-        let collected = self.horizon(index).stamp;
-        let mut pass = Pass {
-            me: self,
-            index,
-            followers,
-            cut,
-            collected,
-            moved: 0,
-            unsettled: false,
-            outdated: AtomicBool::new(false),
-        };
+        let outdated = AtomicBool::new(false);
+        let mut pass = Pass { me: self, index, followers, cut, moved: 0, unsettled: false, outdated };
         let tables = self.tables_of(followers);
         for stretch in stretches(&self.ring, index, &tables) {
             pass.stretch(&stretch).await?;
@@ -548,6 +544,8 @@ impl Pass<'_> {
         while at[..] < *end {
             self.me.until_welcome(follower.node).await;
             let began = Instant::now();
+            // First: what is read now and sent much later must not pass for what was read after a collection in between.
+            let my_horizon = self.me.horizon(self.index);
             let (mut cells, all) = self.me.store.run(&at, end, self.me.config.reconcile_list_cells)?;
             let mut upto = match cells.last() {
                 Some((key, _)) if !all => crate::store::leaves::behind(key),
@@ -575,9 +573,10 @@ impl Pass<'_> {
             let mine: Vec<Version> = cells.iter().map(|(key, cell)| version(key, cell)).collect();
             let their_horizon = answer.cut.as_ref().map_or(Horizon::NONE, wire::horizon);
             self.note_horizon(answer.cut.as_ref());
-            let plan = decide::plan(&mine, &theirs, &self.cut, self.collected, their_horizon.stamp);
+            let plan = decide::plan(&mine, &theirs, &self.cut, my_horizon.stamp, their_horizon.stamp);
             self.me.pace.rest_after_work(worked, || Work::Mend).await;
-            let cells = self.carry_out(follower, &cells, &theirs, &plan, their_horizon).await?;
+            let horizons = Horizons { mine: my_horizon, theirs: their_horizon };
+            let cells = self.carry_out(follower, &cells, &theirs, &plan, horizons).await?;
             moved.differing += cells.saturating_sub(plan.overtaken as u64);
             moved.changed_here += (plan.fetch.len() + plan.drop_mine.len()) as u64;
             at = upto;
@@ -591,20 +590,20 @@ impl Pass<'_> {
         mine: &[(Vec<u8>, Cell)],
         theirs: &[Version],
         plan: &decide::Plan,
-        their_horizon: Horizon,
+        horizons: Horizons,
     ) -> Result<u64, Stopped> {
         let tombstone = |stamp: Stamp| Cell { stamp, content: Content::Tombstone };
         let keys: Vec<&[u8]> = plan.fetch.iter().map(|&index| &theirs[index].key[..]).collect();
-        let fetched = self.fetch(follower, &keys, their_horizon).await?;
+        let fetched = self.fetch(follower, &keys, horizons.theirs).await?;
         let drops =
             plan.drop_mine.iter().map(|&index| (mine[index].0.clone(), tombstone(mine[index].1.stamp)));
         let drops: Vec<(Vec<u8>, Cell)> = drops.collect();
-        self.me.take_in(&drops, self.cut.horizon).await.map_err(Stopped::Here)?;
+        self.me.take_in(&drops, horizons.mine).await.map_err(Stopped::Here)?;
         let theirs_gone = plan.drop_theirs.iter().map(|&index| &theirs[index]);
         let theirs_gone = theirs_gone.map(|version| (version.key.clone(), tombstone(version.stamp)));
         let given = plan.give.iter().map(|&index| mine[index].clone()).chain(theirs_gone);
         let given: Vec<(Vec<u8>, Cell)> = given.collect();
-        self.give(follower, &given).await?;
+        self.give(follower, &given, horizons.mine).await?;
         Ok(fetched + (drops.len() + given.len()) as u64)
     }
 
@@ -639,8 +638,13 @@ impl Pass<'_> {
         Ok(fetched)
     }
 
-    /// Gives cells to the other server.
-    async fn give(&self, follower: Follower, cells: &[(Vec<u8>, Cell)]) -> Result<(), Stopped> {
+    /// Gives cells to the other server that were read `under` this horizon.
+    async fn give(
+        &self,
+        follower: Follower,
+        cells: &[(Vec<u8>, Cell)],
+        under: Horizon,
+    ) -> Result<(), Stopped> {
         let mut rest = cells;
         while !rest.is_empty() {
             let began = Instant::now();
@@ -649,7 +653,7 @@ impl Pass<'_> {
             let request = PeerReconcile {
                 asks: Some(PeerAsks::GIVE),
                 range: Some(self.index as i32),
-                cut: Some(wire::of_horizon(self.me.horizon(self.index))),
+                cut: Some(wire::of_horizon(under)),
                 cells: Some(now.iter().map(|(key, cell)| wire::held(key, cell)).collect()),
                 ..PeerReconcile::default()
             };

@@ -31,6 +31,8 @@ mod pace;
 mod standing;
 mod state;
 mod stretch;
+#[cfg(test)]
+mod tests;
 mod wire;
 
 use std::collections::BTreeMap;

@@ -1,0 +1,215 @@
+//! Three servers' reconcilers over stores of their own, and no network between them: what one of them asks is answered by the
+//! other at once; before the answer arrives, a test may do something else.
+
+use std::sync::OnceLock;
+
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+use tempfile::TempDir;
+
+use super::*;
+use crate::answer::{AnswerTo, ReadAnswer};
+use crate::cell::Content;
+use crate::key::KV_TABLE;
+use crate::membership::Event;
+use crate::slice::Slice;
+use crate::store::leaves::Horizon;
+use crate::store::{Disk, Drive};
+
+/// Of every server's first and only start.
+const GENERATION: i64 = 7;
+
+/// What a test does when a server has answered and the answer is on its way.
+type Meddle = Box<dyn Fn(NodeId, PeerReconcile) -> BoxFuture<'static, ()> + Send + Sync>;
+
+/// The way of one server to the others.
+#[derive(Default)]
+struct Way {
+    me: NodeId,
+    servers: Arc<Servers>,
+}
+
+/// Where all meet.
+#[derive(Default)]
+struct Servers {
+    all: OnceLock<Vec<Arc<Reconciler>>>,
+    meddle: OnceLock<Meddle>,
+}
+
+impl Peers for Way {
+    fn reconcile(&self, request: PeerReconcile, to: AnswerTo<Result<PeerReconciled, Failure>>) {
+        let (me, servers) = (self.me, self.servers.clone());
+        tokio::spawn(async move {
+            let node = to.node();
+            let other = &servers.all.get().expect("they were made before they ask")[node.0 as usize];
+            let answer = other.answer(me, request.clone()).await;
+            if let Some(meddle) = servers.meddle.get() {
+                meddle(node, request).await;
+            }
+            to.send(Ok(answer));
+        });
+    }
+
+    fn apply(&self, _: &Bytes, _: AnswerTo<ApplyAnswer>) {
+        unreachable!("reconciliation does not ask that")
+    }
+
+    fn apply_batch(&self, _: Vec<Bytes>, _: AnswerTo<Result<Vec<ApplyAnswer>, Failure>>) {
+        unreachable!("reconciliation does not ask that")
+    }
+
+    fn read(&self, _: &Slice, _: AnswerTo<ReadAnswer>) {
+        unreachable!("reconciliation does not ask that")
+    }
+
+    fn latency_us(&self, _: NodeId) -> u64 {
+        0
+    }
+
+    fn greeted_by(&self, _: NodeId) {}
+
+    fn gauges(&self) -> Vec<(String, i64)> {
+        Vec::new()
+    }
+}
+
+/// Three servers, each a replica of everything.
+struct Cluster {
+    servers: Arc<Servers>,
+    _files: Vec<TempDir>,
+}
+
+impl Cluster {
+    /// Every server has heard every other one.
+    async fn new() -> Cluster {
+        let config = Config { reconcile_lag_ms: 0, collection_lag_ms: 0, ..Config::default() };
+        let config = Arc::new(config);
+        let servers = Arc::<Servers>::default();
+        let files: Vec<TempDir> = (0..3).map(|_| tempfile::tempdir().unwrap()).collect();
+        let made = files.iter().enumerate().map(|(node, files)| {
+            let way = Way { me: NodeId(node as u32), servers: servers.clone() };
+            reconciler(way, files, &config)
+        });
+        assert!(servers.all.set(made.collect()).is_ok());
+        let cluster = Cluster { servers, _files: files };
+        for server in cluster.servers.all.get().unwrap() {
+            server.sample_clock();
+            server.gather_promises().await;
+        }
+        cluster
+    }
+
+    fn server(&self, node: usize) -> &Arc<Reconciler> {
+        &self.servers.all.get().unwrap()[node]
+    }
+
+    /// Whatever is asked from now on, this comes between the answer and its arrival.
+    fn meddle(
+        &self,
+        meddle: impl Fn(NodeId, PeerReconcile) -> BoxFuture<'static, ()> + Send + Sync + 'static,
+    ) {
+        assert!(self.servers.meddle.set(Box::new(meddle)).is_ok(), "a test meddles in one way");
+    }
+
+    /// One server, and no other, gets this cell.
+    async fn put(&self, node: usize, partition: u8, cell: Cell) {
+        let mutation = Mutation {
+            table: KV_TABLE,
+            partition: vec![partition].into(),
+            cells: vec![(Bytes::new(), cell)],
+        };
+        let store = &self.server(node).store;
+        let answer = ask_one_apply(store, mutation).await;
+        assert_eq!(answer, ApplyAnswer::Applied);
+    }
+
+    /// What a server has of a partition.
+    fn get(&self, node: usize, partition: u8) -> Option<Cell> {
+        let key = key::encode(KV_TABLE, &[partition], b"");
+        let run = self.server(node).store.run(&key, &crate::store::leaves::behind(&key), 1);
+        run.unwrap().0.pop().map(|(_, cell)| cell)
+    }
+}
+
+async fn ask_one_apply(store: &Store, mutation: Mutation) -> ApplyAnswer {
+    let mut answers = Answers::default();
+    store.apply_from(Origin::Repair, Arc::new(mutation), answers.expect(NodeId(0)));
+    answers.next().await.expect("one was asked").1
+}
+
+fn reconciler(way: Way, files: &TempDir, config: &Arc<Config>) -> Arc<Reconciler> {
+    let me = way.me;
+    let stats = Arc::<Stats>::default();
+    let (store, _) =
+        Store::open(files.path(), config, Disk::real(), Drive::task(), stats.clone(), |_| {}).unwrap();
+    let ring = Arc::new(Ring::even(3, 3));
+    let members = Members::new(me, 3, GENERATION, config);
+    for node in (0..3).map(NodeId).filter(|node| *node != me) {
+        members.note(node, Event::Connected { generation: GENERATION });
+    }
+    let clock = Arc::new(Clock::with_wall(|| 1_000_000_000));
+    clock.stamp();
+    let parts = Parts {
+        me,
+        nodes: (0..3).map(NodeId).collect(),
+        config: config.clone(),
+        ring: ring.clone(),
+        members: Arc::new(members),
+        store,
+        peers: Arc::new(way),
+        clock: clock.clone(),
+        stats,
+        outstanding: Outstanding::new(clock),
+        standing: Arc::new(Standing::new(ring, false)),
+        generation: GENERATION,
+    };
+    Reconciler::new(parts).unwrap()
+}
+
+fn value(stamp: i64) -> Cell {
+    Cell { stamp: Stamp(stamp), content: Content::Value(Bytes::from_static(b"v")) }
+}
+
+fn is_asked(request: &PeerReconcile, asks: PeerAsks) -> bool {
+    request.asks == Some(asks)
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_missing_goes_where_it_is_missing() {
+    let cluster = Cluster::new().await;
+    cluster.put(0, 1, value(5)).await;
+    cluster.put(2, 2, value(6)).await;
+    assert_eq!(cluster.server(0).lead(0).await, 3, "one to server 1, one from server 2, one to server 2");
+    assert_eq!(cluster.server(0).lead(0).await, 1, "what came from server 2 goes to server 1");
+    assert_eq!(cluster.server(0).lead(0).await, 0);
+    for node in 0..3 {
+        assert_eq!((cluster.get(node, 1), cluster.get(node, 2)), (Some(value(5)), Some(value(6))));
+    }
+    let ranges = cluster.server(2).ranges();
+    assert!(ranges[0].proven.is_some(), "{ranges:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_read_before_a_collection_is_not_given_as_read_after_it() {
+    let cluster = Cluster::new().await;
+    cluster.put(1, 1, value(5)).await;
+    // Server 1 leads, for it cannot hear server 0. When it and server 2 have listed what they have, server 0 proves all three
+    // equal, and what was deleted is collected.
+    let collected = Horizon { stamp: Stamp(10), expired_s: 0 };
+    let replicas = [cluster.server(1).clone(), cluster.server(2).clone()];
+    cluster.meddle(move |_, request| {
+        let replicas = replicas.clone();
+        Box::pin(async move {
+            if is_asked(&request, PeerAsks::VERSIONS) {
+                for replica in replicas {
+                    replica.adopt(0, collected).await.unwrap();
+                }
+            }
+        })
+    });
+    let follower = Follower { node: NodeId(2), generation: GENERATION };
+    let cut = cluster.server(1).cut(0);
+    cluster.server(1).pass(0, &[follower], cut).await.unwrap();
+    assert_eq!(cluster.server(2).horizon(0), collected);
+    assert_eq!(cluster.get(2, 1), None, "it came back");
+}
