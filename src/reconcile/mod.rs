@@ -216,13 +216,11 @@ impl Reconciler {
         }
         let ranges = ring.ranges().iter().map(|_| RangeKnown::default()).collect();
         let pace = Pace::new(&config);
-        // Files of an earlier release say nothing of themselves; if they have something, they are not new.
+        // Files that say nothing of themselves are new, though they may have rows: writes are taken from the start, and it may
+        // have been killed before this was written down. Or of an earlier release, of which nobody remembers anything.
         let earlier = store.remembered(standing::INCARNATION);
         let incarnation = earlier.unwrap_or(generation);
-        let whole = match earlier {
-            Some(incarnation) => store.remembered(standing::WHOLE) == Some(incarnation),
-            None => store.logged() > 0,
-        };
+        let whole = earlier.is_some_and(|incarnation| store.remembered(standing::WHOLE) == Some(incarnation));
         let remembered = |node: &NodeId| {
             let incarnation = store.remembered(&format!("peer_{node}_incarnation"))?;
             let logged = store.remembered(&format!("peer_{node}_logged"))?;

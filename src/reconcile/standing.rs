@@ -7,6 +7,10 @@
 //!
 //! Files have an incarnation, a number that rises whenever they were refilled, so that what was remembered of the files
 //! before them is not held against them.
+//!
+//! New files are whole, and remembered by others, once their server has heard every other one: any of them might remember
+//! more. So while one server of a new cluster was never started, nobody remembers anything, and a disk that is lost then is
+//! not missed.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};

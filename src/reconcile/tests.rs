@@ -138,10 +138,14 @@ async fn ask_one_apply(store: &Store, mutation: Mutation) -> ApplyAnswer {
 }
 
 fn reconciler(way: Way, files: &TempDir, config: &Arc<Config>) -> Arc<Reconciler> {
+    let opened =
+        Store::open(files.path(), config, Disk::real(), Drive::task(), Arc::default(), |_| {}).unwrap();
+    started(way, opened.0, config)
+}
+
+/// A start of a server on a store.
+fn started(way: Way, store: Store, config: &Arc<Config>) -> Arc<Reconciler> {
     let me = way.me;
-    let stats = Arc::<Stats>::default();
-    let (store, _) =
-        Store::open(files.path(), config, Disk::real(), Drive::task(), stats.clone(), |_| {}).unwrap();
     let ring = Arc::new(Ring::even(3, 3));
     let members = Members::new(me, 3, GENERATION, config);
     for node in (0..3).map(NodeId).filter(|node| *node != me) {
@@ -158,7 +162,7 @@ fn reconciler(way: Way, files: &TempDir, config: &Arc<Config>) -> Arc<Reconciler
         store,
         peers: Arc::new(way),
         clock: clock.clone(),
-        stats,
+        stats: Arc::default(),
         outstanding: Outstanding::new(clock),
         standing: Arc::new(Standing::new(ring, false)),
         generation: GENERATION,
@@ -212,4 +216,22 @@ async fn what_was_read_before_a_collection_is_not_given_as_read_after_it() {
     cluster.server(1).pass(0, &[follower], cut).await.unwrap();
     assert_eq!(cluster.server(2).horizon(0), collected);
     assert_eq!(cluster.get(2, 1), None, "it came back");
+}
+
+/// Killed after its first write was logged, and before it was written down that its files are new.
+#[tokio::test(start_paused = true)]
+async fn new_files_with_a_row_are_no_earlier_ones() {
+    for remembered in [0, 50] {
+        let cluster = Cluster::new().await;
+        let first = cluster.server(0);
+        cluster.put(0, 1, value(5)).await;
+        assert_eq!((first.store.remembered(standing::INCARNATION), first.store.logged()), (None, 1));
+        let memory = Claim { incarnation: 3, logged: remembered };
+        cluster.server(1).known().memory.insert(NodeId(0), memory);
+        let way = Way { me: NodeId(0), servers: cluster.servers.clone() };
+        let again = started(way, first.store.clone(), &first.config);
+        again.gather_promises().await;
+        again.look_after_refill().await;
+        assert_eq!((again.lacks(), again.known().whole), (remembered > 0, remembered == 0), "{remembered}");
+    }
 }
