@@ -630,7 +630,7 @@ impl Reconciler {
         loop {
             tokio::time::sleep(self.round()).await;
             let mut ranges: Vec<usize> = (0..self.ring.ranges().len()).collect();
-            ranges.sort_by_key(|index| {
+            ranges.sort_by_cached_key(|index| {
                 self.ring.ranges()[*index].replicas.iter().all(|node| self.is_whole(*node, *index))
             });
             for index in ranges {
