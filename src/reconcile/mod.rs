@@ -664,6 +664,7 @@ impl Reconciler {
         let (up, absent): (Vec<NodeId>, Vec<NodeId>) = others().partition(|node| self.is_up(*node));
         let follower = |node| Follower { node, generation: self.members.generation(node).unwrap_or(0) };
         let followers: Vec<Follower> = up.into_iter().map(follower).collect();
+        let promised = self.promised();
         let cut = self.cut(index);
         let compared = match self.pass(index, &followers, cut).await {
             Ok(compared) => compared,
@@ -673,7 +674,7 @@ impl Reconciler {
                 Compared { moved: 0, why: stopped.to_string() }
             }
         };
-        let proven = self.proven(&compared, &absent, cut.upto);
+        let proven = self.proven(&compared, &absent, promised, cut.upto);
         let moved = compared.moved;
         if moved > 0 {
             log::info!("server {}: range {index}: {moved} cells moved between its replicas", self.me);
@@ -692,8 +693,15 @@ impl Reconciler {
         moved
     }
 
-    /// Up to where the pass proves all replicas equal, or why it does not.
-    fn proven(&self, compared: &Compared, absent: &[NodeId], upto: Stamp) -> Result<Stamp, String> {
+    /// Up to where the pass proves all replicas equal, or why it does not. `before`: what was promised when it began; a write
+    /// that was under way then may have come to one replica behind the comparison, and to no other.
+    fn proven(
+        &self,
+        compared: &Compared,
+        absent: &[NodeId],
+        before: Promised,
+        upto: Stamp,
+    ) -> Result<Stamp, String> {
         if let Some(node) = absent.first() {
             let away_s = self.members.absent_for(*node).map_or(0, |away| away.as_secs());
             return Err(format!("server {node} is down, for {away_s} s"));
@@ -704,7 +712,7 @@ impl Reconciler {
         if compared.moved > 0 {
             return Err("differences were found and mended just now".to_owned());
         }
-        let promised = self.promised();
+        let promised = before.and(self.promised());
         if !promised.missing.is_empty() {
             return Err(promised.missing);
         }
@@ -848,13 +856,17 @@ impl Reconciler {
     /// Up to where dead cells could go now, by the promises and clocks of all servers. A while behind the newest, so that
     /// stamps which clients choose by their own clocks are not refused.
     fn collectable(&self, index: usize) -> Horizon {
+        let promised = self.promised();
+        if !promised.missing.is_empty() {
+            return self.horizon(index);
+        }
         let mut known = self.known();
         let wall_us = known.heard.values().map(|heard| heard.wall_us).min().unwrap_or(i64::MAX);
         let expired_s = wall_us.min(self.clock.wall_us()).div_euclid(1_000_000);
         let stamp = known.collected.before(Instant::now());
         let proven = known.ranges[index].proven.map_or(stamp, |(upto, _)| stamp.min(upto));
         drop(known);
-        Horizon { stamp: proven.min(self.promised().upto), expired_s }
+        Horizon { stamp: proven.min(promised.upto), expired_s }
     }
 
     /// True if something is dead behind the horizon and the last collection was a while ago.

@@ -96,6 +96,14 @@ pub(super) struct Promised {
     pub missing: String,
 }
 
+impl Promised {
+    /// What was promised both times.
+    pub fn and(self, later: Promised) -> Promised {
+        let missing = !self.missing.is_empty();
+        if missing || later.missing.is_empty() && self.upto <= later.upto { self } else { later }
+    }
+}
+
 /// The least of the promises of all `nodes`, each with its present start, that are not older than `age_max`.
 pub(super) fn promised(
     nodes: &[(NodeId, Option<i64>)],
@@ -156,6 +164,23 @@ mod tests {
         let ago = 199_999 - told.0;
         assert!((86_400..2 * 86_400).contains(&ago), "{ago}");
         assert!(samples.taken.len() as u32 <= SAMPLES_KEPT + 2, "{}", samples.taken.len());
+    }
+
+    #[test]
+    fn what_was_promised_twice_is_the_less_of_both() {
+        let promised = |upto, missing: &str| Promised {
+            upto: Stamp(upto),
+            waits: String::new(),
+            missing: missing.to_owned(),
+        };
+        for (before, later, both) in [
+            (promised(5, ""), promised(9, ""), promised(5, "")),
+            (promised(9, ""), promised(5, ""), promised(5, "")),
+            (promised(5, ""), promised(9, "later"), promised(9, "later")),
+            (promised(9, "before"), promised(5, ""), promised(9, "before")),
+        ] {
+            assert_eq!(before.and(later), both);
+        }
     }
 
     #[test]
