@@ -6,7 +6,7 @@ use std::sync::Arc;
 use tokio::time::Instant;
 
 use super::Reconciler;
-use super::lead::{Counting, SPANS_MAX, Scanned, version};
+use super::lead::{Counting, SPANS_MAX, Scanned, Tally, version};
 use super::pace::Work;
 use super::wire;
 use crate::answer::NodeId;
@@ -19,7 +19,7 @@ const SAME: i32 = 0;
 const DIFFERS: i32 = 1;
 const NOT_KNOWN: i32 = 2;
 
-/// Cells that one answer to `COMPARE` scans, about: a few milliseconds, while the leader waits.
+/// Cells that one answer to `COMPARE` scans, about, and a span more: a few milliseconds, while the leader waits.
 const COMPARE_CELLS: usize = 4096;
 
 /// Keys of one `FETCH`, cells of one `GIVE`: more than any leader of this release sends.
@@ -93,12 +93,15 @@ impl Reconciler {
             if end <= start {
                 return Err("the spans do not rise".to_owned());
             }
-            let how =
-                if quick || scanned.cells >= COMPARE_CELLS { Counting::Known } else { Counting::AtOnce };
+            let theirs = span.cells.and_then(|cells| u64::try_from(cells).ok()).unwrap_or(0);
+            let known = quick || scanned.cells >= COMPARE_CELLS;
+            let how = if known { Counting::Known } else { Counting::Within(theirs) };
             let counted = self.count(&start, &end, &cut, how, &mut scanned).await;
             verdicts.push(match counted.map_err(|error| error.to_string())? {
-                None => NOT_KNOWN,
-                Some(counted) => {
+                Tally::NotKnown => NOT_KNOWN,
+                // If all the same it does not, lists will say so, a piece at a time.
+                Tally::More => DIFFERS,
+                Tally::All(counted) => {
                     let cells = span.cells == Some(counted.cells as i64);
                     let digest = span.digest.as_deref() == Some(&counted.digest.to_be_bytes()[..]);
                     if cells && digest { SAME } else { DIFFERS }

@@ -43,6 +43,10 @@ const GROUPS_MAX: usize = SPANS_MAX / 4;
 /// Cells of one step of a walk, about; less than what one answer to `COMPARE` scans.
 const WALK_CELLS: usize = 2048;
 
+/// Cells that are scanned for one span of another server's question, about: of ten million leaves one has more by chance. More is
+/// there only if the other server has less, or has dropped what counts as gone here.
+const SPAN_CELLS_MAX: usize = 16 * LEAF_CELLS as usize;
+
 /// How a pass through a range ended.
 #[derive(Debug, Default)]
 pub(super) struct Compared {
@@ -152,8 +156,7 @@ impl Reconciler {
         Ok(Compared { moved: pass.moved, why })
     }
 
-    /// What the cut counts between two engine keys. Without `scan`: `None` if that cannot be told from known sums.
-    /// Rests between the steps if `resting`. Adds what it looked at to `scanned`.
+    /// What the cut counts between two engine keys. Adds what it looked at to `scanned`.
     pub(super) async fn count(
         &self,
         start: &[u8],
@@ -161,10 +164,16 @@ impl Reconciler {
         cut: &Cut,
         how: Counting,
         scanned: &mut Scanned,
-    ) -> Result<Option<Counted>, StoreError> {
+    ) -> Result<Tally, StoreError> {
         let mut at = start.to_vec();
         let mut total = Counted::default();
+        let before = scanned.cells;
         while at[..] < *end {
+            if let Counting::Within(cells) = how
+                && (total.cells > cells || scanned.cells - before > SPAN_CELLS_MAX)
+            {
+                return Ok(Tally::More);
+            }
             let leaf = self.store.leaf_at(&at, end);
             let whole = leaf.start == at && leaf.end[..] <= *end;
             if whole && let Some(counted) = leaf.sum.and_then(|sum| sum.counted(cut)) {
@@ -173,7 +182,7 @@ impl Reconciler {
                 continue;
             }
             if how == Counting::Known {
-                return Ok(None);
+                return Ok(Tally::NotKnown);
             }
             if leaf.start == at && leaf.sum.is_none() {
                 // To its first cut, which may come before `end` although its known end does not.
@@ -190,7 +199,7 @@ impl Reconciler {
             total = total.and(scan.counted);
             at = scan.next;
         }
-        Ok(Some(total))
+        Ok(Tally::All(total))
     }
 
     async fn scan(
@@ -212,7 +221,7 @@ impl Reconciler {
             scanned.took += began.elapsed();
             match how {
                 Counting::Resting(range) => self.rest(range, began.elapsed()).await,
-                Counting::AtOnce | Counting::Known => tokio::task::yield_now().await,
+                Counting::AtOnce | Counting::Within(_) | Counting::Known => tokio::task::yield_now().await,
             }
         }
         Ok(scan)
@@ -267,6 +276,19 @@ pub(super) enum Counting {
     Resting(usize),
     /// It scans: somebody waits, and will rest for both.
     AtOnce,
+    /// The same, but it ends where that many cells are passed, or it has scanned too much for one answer.
+    Within(u64),
+}
+
+/// What [`Reconciler::count`] found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Tally {
+    /// So much, and no more.
+    All(Counted),
+    /// More than it was to count, or so much that it did not go on.
+    More,
+    /// It would have had to scan.
+    NotKnown,
 }
 
 impl Pass<'_> {
@@ -527,7 +549,8 @@ impl Pass<'_> {
         self.until_all_welcome().await;
         let mut scanned = Scanned::default();
         let counted = self.me.count(start, end, &self.cut, Counting::AtOnce, &mut scanned).await?;
-        let span = Span { end: end.to_vec(), counted: counted.expect("it was scanned") };
+        let Tally::All(counted) = counted else { unreachable!("it scans to the end") };
+        let span = Span { end: end.to_vec(), counted };
         let mut differing = Vec::new();
         for &follower in self.followers {
             let verdicts = self.compare(follower, start, std::slice::from_ref(&span), false).await?;

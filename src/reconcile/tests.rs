@@ -15,6 +15,7 @@ use crate::membership::Event;
 use crate::slice::Slice;
 use crate::store::leaves::Horizon;
 use crate::store::{Disk, Drive};
+use crate::thrift::chord::PeerSpan;
 
 /// Of every server's first and only start.
 const GENERATION: i64 = 7;
@@ -269,4 +270,34 @@ async fn a_write_that_was_under_way_is_not_proven_to_be_everywhere() {
     }
     assert!(proven[0] < stamp, "{proven:?} {stamp}");
     assert!(proven[1] > stamp, "{proven:?} {stamp}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_comparison_scans_no_more_than_it_has_to() {
+    const CELLS: u64 = 40_000;
+    let cluster = Cluster::new().await;
+    let follower = cluster.server(1);
+    let cell = |column: u64| (Bytes::copy_from_slice(&column.to_be_bytes()), value(5));
+    let cells = (0..CELLS).map(cell).collect();
+    let mutation = Mutation { table: KV_TABLE, partition: vec![1].into(), cells };
+    assert_eq!(ask_one_apply(&follower.store, mutation).await, ApplyAnswer::Applied);
+    let stretch = &stretches(&follower.ring, 0, &[KV_TABLE])[0];
+    let cut = follower.cut(0);
+    for (theirs, summed) in [(10, 1..8 * 1024), (CELLS as i64, 8 * 1024..30 * 1024)] {
+        let span = PeerSpan::new(stretch.end.clone(), theirs, vec![0; 16]);
+        let request = PeerReconcile {
+            epoch: Some(follower.ring.epoch() as i64),
+            generation: Some(GENERATION),
+            asks: Some(PeerAsks::COMPARE),
+            range: Some(0),
+            cut: Some(wire::cut(&cut)),
+            start: Some(stretch.start.clone()),
+            spans: Some(vec![span]),
+            quick: Some(false),
+            ..PeerReconcile::default()
+        };
+        let answer = follower.answer(NodeId(0), request).await;
+        assert_eq!(answer.verdicts, Some(vec![1]), "it differs: {answer:?}");
+        assert!(summed.contains(&follower.ranges()[0].cells), "{theirs}: {:?}", follower.ranges()[0]);
+    }
 }
