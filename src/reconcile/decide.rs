@@ -1,6 +1,6 @@
 //! Two replicas list the versions of one stretch: who lacks what? Knows no store, no clock and no socket.
 //!
-//! What differs goes both ways through the one `merge`, with three exceptions:
+//! What differs goes both ways through the one `merge`, with these exceptions:
 //!
 //!   - A cell that may still be on its way is left alone, unless it has overtaken one that counts: then it moves, for the
 //!     side that has the older one could not say otherwise that it lacks nothing up to the cut. So two replicas can be
@@ -10,6 +10,9 @@
 //!     it proved that all replicas were equal, and collected it since. The other side's files are older than that, so
 //!     the cell is dropped there: it is covered by a tombstone of its own stamp. This is what keeps a copy restored from a
 //!     backup from bringing deleted values back.
+//!   - One side has collected further than the other, and has an older version of a cell up to there. The newer one was not
+//!     collected, or the older one would have gone before it: it was taken since, by a server that did not know yet how far
+//!     the others have collected. It came late, and is taken for what it is.
 
 use crate::cell::Stamp;
 use crate::store::leaves::Cut;
@@ -35,6 +38,9 @@ pub(super) struct Plan {
     pub drop_mine: Vec<usize>,
     /// Of theirs: cells that are older than what this side has collected.
     pub drop_theirs: Vec<usize>,
+    /// Of theirs, and of mine: cells that came late, which the other side takes if it is told that it may.
+    pub fetch_late: Vec<usize>,
+    pub give_late: Vec<usize>,
     /// How many of these moves are of cells on their way which the other side has not got yet: no difference, but haste.
     pub overtaken: usize,
 }
@@ -43,10 +49,7 @@ impl Plan {
     /// True if nothing has to be done.
     #[cfg(test)]
     pub fn is_empty(&self) -> bool {
-        self.fetch.is_empty()
-            && self.give.is_empty()
-            && self.drop_mine.is_empty()
-            && self.drop_theirs.is_empty()
+        *self == Plan::default()
     }
 }
 
@@ -66,7 +69,19 @@ pub(super) fn plan(
         let here = here.filter(|here| there.is_none_or(|there| here.key <= there.key));
         let there = there.filter(|there| here.is_none_or(|here| there.key <= here.key));
         match (here, there) {
-            (Some(here), Some(there)) => plan.both(i, here, j, there, cut),
+            (Some(here), Some(there)) if here == there => {}
+            (Some(here), Some(there)) if cut.in_flight(here.stamp) && cut.in_flight(there.stamp) => {}
+            (Some(here), Some(there)) => {
+                plan.overtaken += usize::from(cut.in_flight(here.stamp.max(there.stamp)));
+                if here.stamp <= there.stamp {
+                    let late = their_collected < my_collected && there.stamp <= my_collected;
+                    if late { plan.fetch_late.push(j) } else { plan.fetch.push(j) }
+                }
+                if there.stamp <= here.stamp {
+                    let late = my_collected < their_collected && here.stamp <= their_collected;
+                    if late { plan.give_late.push(i) } else { plan.give.push(i) }
+                }
+            }
             (Some(here), None) if cut.in_flight(here.stamp) => {}
             (Some(here), None) if my_collected < their_collected && here.stamp <= their_collected => {
                 plan.drop_mine.push(i);
@@ -83,24 +98,6 @@ pub(super) fn plan(
         j += usize::from(there.is_some());
     }
     plan
-}
-
-impl Plan {
-    fn both(&mut self, i: usize, here: &Version, j: usize, there: &Version, cut: &Cut) {
-        if here.hash == there.hash && here.stamp == there.stamp {
-            return;
-        }
-        if cut.in_flight(here.stamp) && cut.in_flight(there.stamp) {
-            return;
-        }
-        self.overtaken += usize::from(cut.in_flight(here.stamp.max(there.stamp)));
-        if here.stamp <= there.stamp {
-            self.fetch.push(j);
-        }
-        if there.stamp <= here.stamp {
-            self.give.push(i);
-        }
-    }
 }
 
 #[cfg(test)]
@@ -192,6 +189,31 @@ mod tests {
         // Whoever has collected as far lost it by damage: it is given back.
         let damaged = plan(&restored, &[], &cut, Stamp(10), Stamp(10));
         assert_eq!(damaged.give, vec![0, 1]);
+    }
+
+    #[test]
+    fn what_came_late_is_told_from_what_was_collected() {
+        let cut = Cut { upto: Stamp(100), beyond: Stamp(100), horizon: Horizon::NONE };
+        let version = |stamp, hash| vec![Version { key: vec![1], stamp: Stamp(stamp), hash }];
+        let (old, late, new) = (version(3, 3), version(5, 5), version(11, 11));
+        let fetched = |mine: &[Version], theirs: &[Version], collected: (i64, i64)| {
+            let plan = plan(mine, theirs, &cut, Stamp(collected.0), Stamp(collected.1));
+            (plan.fetch.len(), plan.fetch_late.len())
+        };
+        let given = |mine: &[Version], theirs: &[Version], collected: (i64, i64)| {
+            let plan = plan(mine, theirs, &cut, Stamp(collected.0), Stamp(collected.1));
+            (plan.give.len(), plan.give_late.len())
+        };
+        for (newer, collected, (plain, came_late)) in [
+            (&late, (10, 0), (0, 1)),
+            (&late, (10, 10), (1, 0)),
+            (&late, (0, 10), (1, 0)),
+            (&new, (10, 0), (1, 0)),
+        ] {
+            assert_eq!(fetched(&old, newer, collected), (plain, came_late), "{newer:?} {collected:?}");
+            let other_way = (collected.1, collected.0);
+            assert_eq!(given(newer, &old, other_way), (plain, came_late), "{newer:?} {collected:?}");
+        }
     }
 
     #[test]

@@ -616,8 +616,10 @@ impl Pass<'_> {
         horizons: Horizons,
     ) -> Result<u64, Stopped> {
         let tombstone = |stamp: Stamp| Cell { stamp, content: Content::Tombstone };
-        let keys: Vec<&[u8]> = plan.fetch.iter().map(|&index| &theirs[index].key[..]).collect();
-        let fetched = self.fetch(follower, &keys, horizons.theirs).await?;
+        let keys =
+            |indices: &[usize]| indices.iter().map(|&index| &theirs[index].key[..]).collect::<Vec<_>>();
+        let mut fetched = self.fetch(follower, &keys(&plan.fetch), horizons.theirs).await?;
+        fetched += self.fetch(follower, &keys(&plan.fetch_late), horizons.mine).await?;
         let drops =
             plan.drop_mine.iter().map(|&index| (mine[index].0.clone(), tombstone(mine[index].1.stamp)));
         let drops: Vec<(Vec<u8>, Cell)> = drops.collect();
@@ -627,10 +629,13 @@ impl Pass<'_> {
         let given = plan.give.iter().map(|&index| mine[index].clone()).chain(theirs_gone);
         let given: Vec<(Vec<u8>, Cell)> = given.collect();
         self.give(follower, &given, horizons.mine).await?;
-        Ok(fetched + (drops.len() + given.len()) as u64)
+        let late = plan.give_late.iter().map(|&index| mine[index].clone());
+        let late: Vec<(Vec<u8>, Cell)> = late.filter(|(_, cell)| !horizons.theirs.covers(cell)).collect();
+        self.give(follower, &late, horizons.theirs).await?;
+        Ok(fetched + (drops.len() + given.len() + late.len()) as u64)
     }
 
-    /// Gets cells from the other server and takes them in here.
+    /// Gets cells from the other server and takes them in here, unless they count as gone `under` this horizon.
     async fn fetch(&self, follower: Follower, keys: &[&[u8]], under: Horizon) -> Result<u64, Stopped> {
         let mut rest = keys;
         let mut fetched = 0;
@@ -646,10 +651,11 @@ impl Pass<'_> {
             let began = Instant::now();
             let handled = answer.handled.and_then(|handled| usize::try_from(handled).ok()).unwrap_or(0);
             let cells = self.me.check_cells(self.index, answer.cells.unwrap_or_default());
-            let cells = cells.map_err(|why| self.odd(follower, &why))?;
+            let mut cells = cells.map_err(|why| self.odd(follower, &why))?;
             if handled == 0 || handled > now.len() || cells.len() > handled {
                 return Err(self.odd(follower, "cells that were not asked for"));
             }
+            cells.retain(|(_, cell)| !under.covers(cell));
             let worked = began.elapsed();
             self.me.take_in(&cells, under).await.map_err(Stopped::Here)?;
             self.me.stats.reconcile_cells_received.add(cells.len() as u64);
@@ -661,7 +667,7 @@ impl Pass<'_> {
         Ok(fetched)
     }
 
-    /// Gives cells to the other server that were read `under` this horizon.
+    /// Gives cells to the other server that were read `under` this horizon, or came late and met a live one there.
     async fn give(
         &self,
         follower: Follower,

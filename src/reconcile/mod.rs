@@ -81,6 +81,10 @@ const LEFTOVERS_LOOK: Duration = Duration::from_secs(60);
 /// How often a refill says how far it is.
 const REFILL_SAID: Duration = Duration::from_secs(5);
 
+/// Passes through one range in a row, as long as cells move, before the others have their turn: one that finds the same again
+/// and again must not keep it. Two make equal what is not written to.
+const PASSES_MAX: usize = 4;
+
 /// How far ahead of the clock a stamp may be and still count as made by one: a pass takes a while, and clients write.
 const PASS_MAX_US: i64 = 600 * 1_000_000;
 
@@ -624,8 +628,8 @@ impl Reconciler {
 
     // ---------------------------------------------------------------------------------------- comparing
 
-    /// Goes through the ranges that this server leads, again at once through those where something differed; first through
-    /// those of a server that gets back what it lost.
+    /// Goes through the ranges that this server leads, again at once, a few times, through those where something differed; first
+    /// through those of a server that gets back what it lost.
     async fn run_rounds(self: Arc<Self>) {
         loop {
             tokio::time::sleep(self.round()).await;
@@ -634,7 +638,11 @@ impl Reconciler {
                 self.ring.ranges()[*index].replicas.iter().all(|node| self.is_whole(*node, *index))
             });
             for index in ranges {
-                while self.leads(index) && self.lead(index).await > 0 {}
+                for _ in 0..PASSES_MAX {
+                    if !self.leads(index) || self.lead(index).await == 0 {
+                        break;
+                    }
+                }
             }
         }
     }

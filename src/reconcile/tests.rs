@@ -2,6 +2,7 @@
 //! other at once; before the answer arrives, a test may do something else.
 
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
@@ -300,4 +301,58 @@ async fn a_comparison_scans_no_more_than_it_has_to() {
         assert_eq!(answer.verdicts, Some(vec![1]), "it differs: {answer:?}");
         assert!(summed.contains(&follower.ranges()[0].cells), "{theirs}: {:?}", follower.ranges()[0]);
     }
+}
+
+/// A server that gets back what it lost does not know yet how far the others have collected.
+async fn collected_but_by_server_1() -> Cluster {
+    let cluster = Cluster::new().await;
+    for node in [0, 2] {
+        cluster.put(node, 1, value(3)).await;
+        cluster.server(node).adopt(0, Horizon { stamp: Stamp(10), expired_s: 0 }).await.unwrap();
+    }
+    cluster
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_write_that_one_server_took_too_late_comes_to_all() {
+    for leader in [0, 1] {
+        let cluster = collected_but_by_server_1().await;
+        cluster.put(1, 1, value(5)).await;
+        let mut passes = 0;
+        while cluster.server(leader).known().ranges[0].proven.is_none() {
+            cluster.server(leader).lead(0).await;
+            passes += 1;
+            assert!(passes < 6, "{:?}", cluster.server(leader).ranges()[0]);
+        }
+        for node in 0..3 {
+            assert_eq!(cluster.get(node, 1), Some(value(5)), "at {node}, led by {leader}");
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_range_that_stays_different_does_not_keep_others_waiting() {
+    let cluster = collected_but_by_server_1().await;
+    // Gone by the others' horizon, but not by its own: it gets what it deleted again and again.
+    cluster.put(1, 1, Cell { stamp: Stamp(5), content: Content::Tombstone }).await;
+    let leader = cluster.server(0);
+    for event in [Event::Lost { why: String::new() }, Event::Refused { why: String::new() }] {
+        leader.members.note(NodeId(2), event);
+    }
+    assert!(leader.leads(0) && leader.leads(2));
+    // Time stands still while there is something to do: whoever never stops asking is kept waiting.
+    let asked = AtomicUsize::new(0);
+    cluster.meddle(move |_, _| match asked.fetch_add(1, Ordering::Relaxed) {
+        0..500 => Box::pin(async {}),
+        _ => Box::pin(std::future::pending()),
+    });
+    cluster.put(0, 200, value(7)).await;
+    let rounds = tokio::spawn(leader.clone().run_rounds());
+    let until = Instant::now() + Duration::from_secs(60);
+    while cluster.get(1, 200).is_none() {
+        assert!(Instant::now() < until, "range 2 has no turn");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    assert!(leader.lead(0).await > 0);
+    rounds.abort();
 }

@@ -5,7 +5,8 @@
 //!   - Behind the horizon of its range no write is taken that is not there already: the deletion that it may have lost
 //!     to is no longer there to meet it.
 //!   - What another replica held (read repair, reconciliation) is taken there only if it was read under the same horizon
-//!     or a later one. What was read before may have been deleted and collected since.
+//!     or a later one. What was read before may have been deleted and collected since; unless, under that horizon, there was
+//!     a live cell of the same key and an older stamp.
 //!
 //! Not here: when a range is closed and collected (`reconcile`).
 
