@@ -36,7 +36,9 @@ mod tests;
 mod wire;
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::thread;
 use std::time::Duration;
 
 use tokio::task::JoinHandle;
@@ -88,6 +90,10 @@ const PASSES_MAX: usize = 4;
 /// How far ahead of the clock a stamp may be and still count as made by one: a pass takes a while, and clients write.
 const PASS_MAX_US: i64 = 600 * 1_000_000;
 
+/// What `status` and the log say then.
+const FAILED: &str =
+    "reconciliation has failed and goes on when this server is restarted; this is a bug, see the log";
+
 /// How often it is written down what the others have logged: a copy of files older than this is recognised.
 const MEMORY_KEPT: Duration = Duration::from_secs(5);
 
@@ -135,6 +141,20 @@ pub struct Reconciler {
     standing: Arc<Standing>,
     pace: Pace,
     known: Mutex<Known>,
+    /// One of its tasks ended by a panic.
+    failed: AtomicBool,
+}
+
+/// Held by a background task: nobody awaits those, and the server goes on without.
+struct Watch(Arc<Reconciler>);
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            self.0.failed.store(true, Ordering::Release);
+            log::error!("server {}: {FAILED}", self.0.me);
+        }
+    }
 }
 
 /// What was learnt since the start.
@@ -265,6 +285,7 @@ impl Reconciler {
             standing,
             pace,
             known,
+            failed: AtomicBool::new(false),
         }))
     }
 
@@ -273,7 +294,14 @@ impl Reconciler {
         if !self.config.reconciliation {
             return Vec::new();
         }
-        vec![tokio::spawn(self.clone().run_promises()), tokio::spawn(self.clone().run_rounds())]
+        let promises = self.clone().watched(self.clone().run_promises());
+        let rounds = self.clone().watched(self.clone().run_rounds());
+        vec![tokio::spawn(promises), tokio::spawn(rounds)]
+    }
+
+    async fn watched(self: Arc<Self>, task: impl Future<Output = ()>) {
+        let _watch = Watch(self);
+        task.await;
     }
 
     // ---------------------------------------------------------------------------------------- promises
@@ -1007,6 +1035,9 @@ impl Reconciler {
         if !self.config.reconciliation {
             view.why = "reconciliation is switched off".to_owned();
             return view;
+        }
+        if self.failed.load(Ordering::Acquire) {
+            view.why = FAILED.to_owned();
         }
         if view.why.is_empty() && view.proven.is_none() {
             view.why = "it was not compared yet".to_owned();

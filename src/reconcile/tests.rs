@@ -2,7 +2,7 @@
 //! other at once; before the answer arrives, a test may do something else.
 
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::AtomicUsize;
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
@@ -355,4 +355,18 @@ async fn a_range_that_stays_different_does_not_keep_others_waiting() {
     }
     assert!(leader.lead(0).await > 0);
     rounds.abort();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_task_that_fails_is_not_missed_in_silence() {
+    let cluster = Cluster::new().await;
+    let server = cluster.server(0);
+    server.lead(0).await;
+    assert_eq!(server.ranges()[0].why, "");
+    let ended = tokio::spawn(server.clone().watched(async {}));
+    ended.await.unwrap();
+    assert_eq!(server.ranges()[0].why, "");
+    let failing = tokio::spawn(server.clone().watched(async { panic!("on purpose") }));
+    failing.await.unwrap_err();
+    assert_eq!(server.ranges()[0].why, FAILED);
 }
