@@ -84,6 +84,11 @@ pub enum Failure {
 }
 
 impl Failure {
+    /// True if the replica may take the mutation another time.
+    pub fn may_pass(&self) -> bool {
+        !matches!(self, Failure::TooOld { .. })
+    }
+
     /// True if the mutation is certainly not stored on that replica.
     pub fn nothing_stored(&self) -> bool {
         match self {

@@ -3,8 +3,8 @@
 //!   replica absent, failed or too late ──► keep ──► hint log (durable, in the same commits as everything else)
 //!   replica turns Up, or is Up and hints wait ──► deliver: batches, oldest first ──► acknowledged ──► forgotten
 //!
-//! A hint is forgotten only once its replica has the mutation durably (or something newer). A mutation may therefore
-//! be delivered twice, which `merge` makes harmless. Hints for one server are bounded by how long it has been away and
+//! A hint is forgotten only once its replica has the mutation durably (or something newer), or says that it is older than
+//! deletions that were collected. A mutation may be delivered twice, which `merge` makes harmless. Hints for one server are bounded by how long it has been away and
 //! by bytes; past either, no more are kept, the server says so once, and writes go on. While this server's clients send
 //! many requests, delivering rests between two batches: it takes the same processors.
 //!
@@ -144,7 +144,7 @@ impl Handoff {
     /// Delivers all hints for `target` now. Returns how many were acknowledged; 0 at once if a delivery is under way.
     pub async fn deliver(&self, target: NodeId) -> Result<u64, HandoffError> {
         let Some(_turn) = Turn::take(&self.delivering, target) else { return Ok(0) };
-        let (mut delivered, mut after, mut too_old) = (0, 0, None);
+        let mut delivered = 0;
         loop {
             if self.members.state(target) != State::Up {
                 return Err(HandoffError::NotUp(target));
@@ -153,17 +153,16 @@ impl Handoff {
             let most = self.batch_size(target);
             let batch = self
                 .store
-                .hints(target, after, most, self.config.handoff_batch_bytes)
+                .hints(target, most, self.config.handoff_batch_bytes)
                 .map_err(|error| HandoffError::HintLog(error.to_string()))?;
-            let Some(last) = batch.last().map(|hint| hint.sequence) else {
+            if batch.is_empty() {
                 self.said_full.lock().expect("no panic while it is held").remove(&target);
-                return too_old.map_or(Ok(delivered), Err);
-            };
+                return Ok(delivered);
+            }
             let sent = batch.len();
             match self.deliver_batch(target, batch).await {
                 Ok(taken) => {
                     delivered += taken;
-                    after = last;
                     self.set_batch_size(target, most.saturating_mul(2));
                 }
                 Err(error @ HandoffError::NotTaken { failure: Failure::TimedOut, .. }) => {
@@ -171,11 +170,6 @@ impl Handoff {
                     if sent == 1 {
                         return Err(error);
                     }
-                }
-                // They will not be taken, which is no reason to keep those behind them waiting.
-                Err(error @ HandoffError::NotTaken { failure: Failure::TooOld { .. }, .. }) => {
-                    after = last;
-                    too_old = Some(error);
                 }
                 Err(error) => return Err(error),
             }
@@ -210,28 +204,31 @@ impl Handoff {
         }
     }
 
-    /// Sends one batch and forgets what was acknowledged; fails if anything was not, for a reason that may pass if there is
-    /// one.
+    /// Sends one batch and forgets what was acknowledged, and what is too old to be taken ever; fails if anything else was not.
     async fn deliver_batch(&self, target: NodeId, batch: Vec<Hint>) -> Result<u64, HandoffError> {
         let mutations = batch.iter().map(|hint| hint.mutation.clone()).collect();
         let answers = ask_one(target, |to| self.peers.apply_batch(mutations, to))
             .await
             .map_err(|failure| HandoffError::NotTaken { target, failure })?;
-        let mut taken = Vec::with_capacity(batch.len());
-        let mut failed = None;
+        let mut done = Vec::with_capacity(batch.len());
+        let (mut too_old, mut failed) = (0, None);
         for (hint, answer) in batch.iter().zip(answers) {
             match answer {
-                ApplyAnswer::Applied | ApplyAnswer::Behind(_) => taken.push(hint.sequence),
-                ApplyAnswer::Failed(failure @ Failure::TooOld { .. }) => failed = failed.or(Some(failure)),
+                ApplyAnswer::Applied | ApplyAnswer::Behind(_) => done.push(hint.sequence),
+                ApplyAnswer::Failed(Failure::TooOld { .. }) => {
+                    done.push(hint.sequence);
+                    too_old += 1;
+                }
                 ApplyAnswer::Failed(failure) => failed = Some(failure),
             }
         }
-        let delivered = taken.len() as u64;
-        if delivered > 0 {
-            ask_one(target, |to| self.store.forget_hints(target, taken, to))
+        let delivered = done.len() as u64 - too_old;
+        if !done.is_empty() {
+            ask_one(target, |to| self.store.forget_hints(target, done, to))
                 .await
                 .map_err(|failure| HandoffError::HintLog(failure.to_string()))?;
             self.stats.hints_delivered.add(delivered);
+            self.stats.hints_dropped.add(too_old);
         }
         match failed {
             Some(failure) => Err(HandoffError::NotTaken { target, failure }),
@@ -404,16 +401,14 @@ mod tests {
         let played = Arc::new(Played::default());
         let (outcome, left) = delivered(&[1, 2, 3, 11, 12, 4, 13], played.clone()).await;
         assert_eq!(*played.took.lock().unwrap(), [11, 12, 13].map(Stamp));
-        assert_eq!(left, 4, "those that were refused are kept");
-        let said = outcome.unwrap_err();
-        assert!(said.contains("the stamp is older than deletions that were collected"), "{said}");
+        assert_eq!((outcome, left), (Ok(3), 0));
     }
 
     #[tokio::test]
     async fn a_server_that_cannot_store_is_not_sent_all_there_is() {
         let played = Arc::new(Played { disk_full: true, ..Played::default() });
         let (outcome, left) = delivered(&[1, 11, 12, 13], played).await;
-        assert_eq!(left, 4);
+        assert_eq!(left, 3);
         let said = outcome.unwrap_err();
         assert!(said.contains("disk full"), "{said}");
     }

@@ -115,7 +115,7 @@ impl WriteOp {
     }
 
     /// At ANY a hint is enough: the replicas that failed and are to be hinted instead, once. Empty at other levels. Not
-    /// `me`, the coordinator: it keeps no hints for itself.
+    /// `me`, the coordinator: it keeps no hints for itself; nor those that would refuse the hint as well.
     pub fn hint_instead(&mut self, me: NodeId) -> Vec<NodeId> {
         if self.level != Level::Any || std::mem::replace(&mut self.hinted_instead, true) {
             return Vec::new();
@@ -123,7 +123,8 @@ impl WriteOp {
         let failed = self
             .slots
             .iter_mut()
-            .filter(|slot| matches!(slot.state, SlotState::Failed(_)) && slot.node != me);
+            .filter(|slot| matches!(&slot.state, SlotState::Failed(failure) if failure.may_pass()))
+            .filter(|slot| slot.node != me);
         let give_up = |slot: &mut Slot| {
             // It may have the mutation all the same: that is not to be forgotten with the failure.
             slot.heard_before |=
@@ -214,10 +215,11 @@ impl WriteOp {
     }
 
     /// The replicas that may lack the mutation and are owed a hint: those that failed or are still silent, and those
-    /// whose hint found this server's log too busy. A hint that was refused for good is not owed again.
+    /// whose hint found this server's log too busy. What was refused for good is not owed.
     pub fn owed(&self) -> impl Iterator<Item = (NodeId, Option<&Failure>)> {
         self.slots.iter().filter_map(|slot| match &slot.state {
             SlotState::Waiting => Some((slot.node, None)),
+            SlotState::Failed(failure) if !failure.may_pass() => None,
             SlotState::Failed(failure) if !slot.only_hinted || *failure == Failure::Overloaded => {
                 Some((slot.node, Some(failure)))
             }
@@ -412,5 +414,17 @@ mod tests {
             }
             prop_assert!(false, "more rounds than replicas");
         }
+    }
+
+    #[test]
+    fn what_is_too_old_is_refused_and_not_hinted() {
+        let replicas = [NodeId(0), NodeId(1), NodeId(2)];
+        let mut op = WriteOp::new(Level::Any, &replicas, &[], true);
+        for replica in replicas {
+            op.note(replica, ApplyAnswer::Failed(Failure::TooOld { above: Stamp(9) }));
+        }
+        assert_eq!(op.hint_instead(NodeId(0)), []);
+        assert_eq!((op.owed().count(), op.nothing_stored()), (0, true));
+        assert_eq!(op.verdict(), Verdict::Failed);
     }
 }

@@ -102,6 +102,7 @@ impl Service {
         while let Some((index, answer)) = answers.next().await {
             codes[index.0 as usize] = number_of(&answer);
             if let ApplyAnswer::Failed(failure) = answer
+                && failure.may_pass() // what is too old has a number of its own
                 && refused.as_ref().is_none_or(Failure::nothing_stored)
             {
                 refused = Some(failure);

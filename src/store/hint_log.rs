@@ -170,23 +170,21 @@ fn lengths(
     rows.collect()
 }
 
-/// The oldest hints for a server after a sequence, at least one if there is any.
+/// The oldest hints for a server, at least one if there is any.
 pub(super) fn oldest(
     connection: &Connection,
     path: &Path,
     target: NodeId,
-    after: i64,
     count_max: usize,
     bytes_max: usize,
 ) -> Result<Vec<Hint>, StoreError> {
     let reading = |source| StoreError::reading(path, source);
     let mut statement = connection
         .prepare_cached(
-            "SELECT target, sequence, created_s, mutation, checksum FROM hints \
-             WHERE target = ?1 AND sequence > ?2 ORDER BY sequence",
+            "SELECT target, sequence, created_s, mutation, checksum FROM hints WHERE target = ?1 ORDER BY sequence",
         )
         .map_err(reading)?;
-    let mut rows = statement.query([target_number(target), after]).map_err(reading)?;
+    let mut rows = statement.query([target_number(target)]).map_err(reading)?;
     let mut hints: Vec<Hint> = Vec::new();
     let mut bytes = 0;
     while hints.len() < count_max.max(1)

@@ -427,17 +427,10 @@ impl Store {
         self.shared().view.range(start, Some(end), cells_max, RUN_BYTES_MAX)
     }
 
-    /// The oldest hints for a server after a sequence (0: after none), at most so many and so many bytes, but at least one
-    /// if there is any.
-    pub fn hints(
-        &self,
-        target: NodeId,
-        after: i64,
-        count_max: usize,
-        bytes_max: usize,
-    ) -> Result<Vec<Hint>, StoreError> {
+    /// The oldest hints for a server: at most `count_max` and `bytes_max` bytes, but at least one if there is any.
+    pub fn hints(&self, target: NodeId, count_max: usize, bytes_max: usize) -> Result<Vec<Hint>, StoreError> {
         let reader = self.shared().log_reader.lock().expect("no panic while it is held");
-        hint_log::oldest(&reader, &self.shared().log_path, target, after, count_max, bytes_max)
+        hint_log::oldest(&reader, &self.shared().log_path, target, count_max, bytes_max)
     }
 
     /// The hints kept for each server that has some.

@@ -906,7 +906,7 @@ impl World {
             return;
         }
         for to in store.hint_totals().into_keys() {
-            let Ok(hints) = store.hints(to, 0, usize::MAX, usize::MAX) else { return }; // its disk is gone
+            let Ok(hints) = store.hints(to, usize::MAX, usize::MAX) else { return }; // its disk is gone
             for hint in hints {
                 let mutation = Mutation::decode(&hint.mutation).expect("the store checks its hints");
                 for (column, cell) in &mutation.cells {

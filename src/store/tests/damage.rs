@@ -341,14 +341,14 @@ async fn hints_that_are_cut_off_the_write_ahead_log_are_missed() {
     for number in 0..3 {
         hint(&store, 2, kv("key", value(number, "v")), 5).await.unwrap();
     }
-    let sequences = store.hints(NodeId(2), 0, 3, 10_000).unwrap().iter().map(|hint| hint.sequence).collect();
+    let sequences = store.hints(NodeId(2), 3, 10_000).unwrap().iter().map(|hint| hint.sequence).collect();
     forget(&store, 2, sequences).await;
     let image = copy_of(dir.path());
     let wal = image.path().join("log.db-wal");
     let bytes = std::fs::read(&wal).unwrap();
     let (whole, _) = open(image.path(), &Config::default()); // though all are delivered
     hint(&whole, 2, kv("key", value(3, "v")), 5).await.unwrap();
-    assert_eq!(whole.hints(NodeId(2), 0, 1, 10_000).unwrap()[0].sequence, 4);
+    assert_eq!(whole.hints(NodeId(2), 1, 10_000).unwrap()[0].sequence, 4);
 
     let cut = bytes.len() - bytes.len() / 2;
     let image = copy_of(dir.path());
@@ -365,7 +365,7 @@ async fn a_flipped_byte_among_hints_is_reported_or_does_not_matter() {
     for number in 0..200 {
         hint(&store, number as u32 % 2 + 1, kv("key", value(number, "v")), 5).await.unwrap();
     }
-    let held = |store: &Store| [1, 2].map(|target| store.hints(NodeId(target), 0, 1_000, 1_000_000).unwrap());
+    let held = |store: &Store| [1, 2].map(|target| store.hints(NodeId(target), 1_000, 1_000_000).unwrap());
     let all = held(&store);
     store.close().await;
     drop(store);
@@ -428,7 +428,7 @@ async fn a_log_db_of_an_earlier_release_is_read_and_written_on() {
     }
     forget(&store, 3, vec![300]).await; // nothing but the number tells that it was there
     let held =
-        |store: &Store| [1, 2, 3].map(|target| store.hints(NodeId(target), 0, 1_000, 10_000_000).unwrap());
+        |store: &Store| [1, 2, 3].map(|target| store.hints(NodeId(target), 1_000, 10_000_000).unwrap());
     let (all, totals) = (held(&store), store.hint_totals());
     let cells = everything(&store, 100);
     store.close().await;
@@ -475,7 +475,7 @@ async fn a_damaged_log_db_of_an_earlier_release_stays_what_it_is() {
     bytes[count + 1] = 20;
     std::fs::write(dir.path().join("log.db"), &bytes).unwrap();
     let (store, _) = open(dir.path(), &Config::default());
-    assert_eq!(store.hints(NodeId(2), 0, 100, 100_000).unwrap().len(), 20);
+    assert_eq!(store.hints(NodeId(2), 100, 100_000).unwrap().len(), 20);
     assert_eq!(format_of_log(&dir), 2);
 }
 

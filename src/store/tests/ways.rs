@@ -438,14 +438,14 @@ async fn hints_are_kept_in_order_counted_and_forgotten() {
     assert_eq!((held.count, held.bytes, held.oldest_s), (5, 5 * bytes, Some(101)));
     assert_eq!(store.hint_total(NodeId(1)), HintTotals::default());
 
-    let hints = store.hints(NodeId(3), 0, 10, 1_000_000).unwrap();
+    let hints = store.hints(NodeId(3), 10, 1_000_000).unwrap();
     let stamps: Vec<i64> =
         hints.iter().map(|hint| Mutation::decode(&hint.mutation).unwrap().stamp().0).collect();
     assert_eq!(stamps, [1, 2, 3, 4, 5]);
-    assert_eq!(store.hints(NodeId(3), 0, 2, 1_000_000).unwrap(), hints[..2]);
-    assert_eq!(store.hints(NodeId(3), 0, 10, 2 * bytes as usize).unwrap(), hints[..2]);
-    assert_eq!(store.hints(NodeId(3), 0, 10, 0).unwrap(), hints[..1], "at least one");
-    assert_eq!(store.hints(NodeId(1), 0, 10, 1_000_000).unwrap(), []);
+    assert_eq!(store.hints(NodeId(3), 2, 1_000_000).unwrap(), hints[..2]);
+    assert_eq!(store.hints(NodeId(3), 10, 2 * bytes as usize).unwrap(), hints[..2]);
+    assert_eq!(store.hints(NodeId(3), 10, 0).unwrap(), hints[..1], "at least one");
+    assert_eq!(store.hints(NodeId(1), 10, 1_000_000).unwrap(), []);
 
     forget(&store, 3, vec![hints[0].sequence, hints[2].sequence, 77]).await;
     forget(&store, 3, vec![hints[0].sequence]).await;
@@ -463,10 +463,10 @@ async fn hints_are_kept_in_order_counted_and_forgotten() {
     assert_eq!(plain(recovered.hints), plain(totals.clone()));
     assert!(totals[&NodeId(3)].oldest_stamp <= Stamp(2), "the least of those that are kept");
     assert_eq!(recovered.largest_stamp, Stamp(9), "hints count for the largest stamp");
-    let rest = store.hints(NodeId(3), 0, 10, 1_000_000).unwrap();
+    let rest = store.hints(NodeId(3), 10, 1_000_000).unwrap();
     assert_eq!(rest, [hints[1].clone(), hints[3].clone(), hints[4].clone()]);
     hint(&store, 3, mutation(6), 900).await.unwrap();
-    let again = store.hints(NodeId(3), 0, 10, 1_000_000).unwrap();
+    let again = store.hints(NodeId(3), 10, 1_000_000).unwrap();
     assert!(again[3].sequence > again[2].sequence, "new hints come after those from before the restart");
     forget(&store, 3, again.iter().map(|hint| hint.sequence).collect()).await;
     assert_eq!(store.hint_totals().into_keys().collect::<Vec<_>>(), [NodeId(2)]);
