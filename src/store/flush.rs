@@ -53,6 +53,8 @@ pub(super) struct Flusher {
     remains: Option<Remains>,
     compacting: Option<Compacting>,
     collecting: Option<Collecting>,
+    /// Not before this is another table cleared.
+    clear_at: Instant,
     /// Not before this are more dead cells dropped.
     collect_at: Instant,
 }
@@ -87,6 +89,7 @@ impl Flusher {
             remains: None,
             compacting: None,
             collecting: None,
+            clear_at: Instant::now(),
             collect_at: Instant::now(),
         }
     }
@@ -365,10 +368,13 @@ impl Flusher {
             self.shared.stats.flush_commits.count();
             self.checkpoint_if_due()?;
             Ok(Some(Turn::Again))
+        } else if began < self.clear_at {
+            Ok(Some(Turn::Wait(Some(self.clear_at - began))))
         } else if self.base.clear_one()? {
+            self.clear_at = Instant::now() + pace::rest_after(began);
             self.shared.stats.flush_commits.count();
             self.checkpoint_if_due()?;
-            Ok(Some(Turn::Wait(Some(pace::rest_after(began)))))
+            Ok(Some(Turn::Again))
         } else if self.base.compaction_is_due()? {
             let (compaction, flushes) = (self.base.begin_compaction(), self.shared.stats.flushes.get());
             self.compacting = Some(Compacting { compaction, flushes, pace: Pace::new() });
