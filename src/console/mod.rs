@@ -10,7 +10,9 @@
 //!
 //! Not here: what the commands mean (`command`), how answers look (`session`, `client::text`).
 
+use std::fs::File;
 use std::io::{self, BufRead, IsTerminal, Write};
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -76,8 +78,15 @@ pub fn run(options: &Options) -> u8 {
     };
     let result = match options.execute.as_slice() {
         [] if io::stdin().is_terminal() => converse(&runtime, client, preferred, options.json),
-        [] => carry_out(&runtime, client, preferred, options, &mut io::stdin().lock()),
-        commands => carry_out(&runtime, client, preferred, options, &mut commands.join("\n").as_bytes()),
+        [] => {
+            let lines = Lines { from: &mut io::stdin().lock(), all_there: stdin_is_a_file() };
+            carry_out(&runtime, client, preferred, options, lines)
+        }
+        commands => {
+            let commands = commands.join("\n");
+            let lines = Lines { from: &mut commands.as_bytes(), all_there: true };
+            carry_out(&runtime, client, preferred, options, lines)
+        }
     };
     match result {
         Ok(came) => came as u8,
@@ -140,13 +149,25 @@ fn cluster_of(description: &Description, found_at: Address) -> Option<(Nodes, No
     Some((Nodes::new(addresses), NodeId(id as u32)))
 }
 
+/// Lines of commands.
+struct Lines<'a> {
+    from: &'a mut dyn BufRead,
+    /// None of them is still to be written by somebody.
+    all_there: bool,
+}
+
+fn stdin_is_a_file() -> bool {
+    let stdin = io::stdin().as_fd().try_clone_to_owned().map(File::from);
+    stdin.and_then(|stdin| stdin.metadata()).is_ok_and(|stdin| stdin.is_file())
+}
+
 /// Lines from a pipe or the command line, to their end.
 fn carry_out(
     runtime: &Runtime,
     client: Client,
     preferred: Option<NodeId>,
     options: &Options,
-    lines: &mut dyn BufRead,
+    lines: Lines<'_>,
 ) -> io::Result<Came> {
     let (mut answers, mut remarks) = (io::stdout(), io::stderr());
     let greet = options.execute.is_empty();
@@ -159,11 +180,11 @@ fn carry_out(
     })
 }
 
-async fn carry_out_in(session: &mut Session<'_>, lines: &mut dyn BufRead) -> io::Result<Came> {
+async fn carry_out_in(session: &mut Session<'_>, lines: Lines<'_>) -> io::Result<Came> {
     let mut line = Vec::new();
     loop {
         line.clear();
-        if lines.read_until(b'\n', &mut line)? == 0 {
+        if lines.from.read_until(b'\n', &mut line)? == 0 {
             return Ok(session.worst());
         }
         let next = match std::str::from_utf8(&line) {
@@ -185,10 +206,13 @@ async fn carry_out_in(session: &mut Session<'_>, lines: &mut dyn BufRead) -> io:
     }
 }
 
-/// True if a line follows that asks for something.
-fn is_anything_left(lines: &mut dyn BufRead) -> io::Result<bool> {
+/// True if a line follows that asks for something, or may follow: somebody who writes them is not waited for.
+fn is_anything_left(lines: Lines<'_>) -> io::Result<bool> {
+    if !lines.all_there {
+        return Ok(true);
+    }
     let mut line = Vec::new();
-    while lines.read_until(b'\n', &mut line)? > 0 {
+    while lines.from.read_until(b'\n', &mut line)? > 0 {
         match std::str::from_utf8(&line).map(parse) {
             Ok(Ok(Command::Nothing)) => line.clear(),
             Ok(Ok(Command::Exit)) => return Ok(false),

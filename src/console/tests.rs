@@ -14,13 +14,17 @@ async fn said(client: &Client, preferred: Option<u32>, json: bool, lines: &str) 
     let session = Session::connect(client.clone(), preferred.map(NodeId), screen).await.unwrap();
     let came = match session {
         None => Came::Refused,
-        Some(mut session) => carry_out_in(&mut session, &mut lines.as_bytes()).await.unwrap(),
+        Some(mut session) => carry_out_in(&mut session, all_of(&mut lines.as_bytes())).await.unwrap(),
     };
     let mut said = String::from_utf8(stream.0.borrow().clone()).unwrap();
     for (id, address) in client.nodes().addresses().iter().enumerate() {
         said = said.replace(&address.port.to_string(), &format!("port{id}"));
     }
     (said, came)
+}
+
+fn all_of(from: &mut dyn BufRead) -> Lines<'_> {
+    Lines { from, all_there: true }
 }
 
 #[derive(Clone, Default)]
@@ -265,7 +269,7 @@ async fn a_line_that_is_no_text_is_answered_like_any_wrong_line() {
         let (mut answers, mut remarks) = (stream.clone(), stream.clone());
         let screen = Screen { answers: &mut answers, remarks: &mut remarks, json, greet: false };
         let mut session = Session::connect(client.clone(), None, screen).await.unwrap().unwrap();
-        let came = carry_out_in(&mut session, &mut &b"put 1 \xff\n"[..]).await.unwrap();
+        let came = carry_out_in(&mut session, all_of(&mut &b"put 1 \xff\n"[..])).await.unwrap();
         assert_eq!(came, Came::WrongUse);
         assert_eq!(String::from_utf8(stream.0.borrow().clone()).unwrap(), said);
     }
@@ -301,9 +305,15 @@ async fn what_is_not_carried_out_because_nobody_reads_is_not_done() {
         let (mut answers, mut remarks) = (Closing(1), io::sink());
         let screen = Screen { answers: &mut answers, remarks: &mut remarks, json, greet: false };
         let mut session = Session::connect(client.clone(), None, screen).await.unwrap().unwrap();
-        assert_eq!(carry_out_in(&mut session, &mut lines.as_bytes()).await.unwrap(), came, "{lines}");
+        assert_eq!(carry_out_in(&mut session, all_of(&mut lines.as_bytes())).await.unwrap(), came, "{lines}");
         assert_eq!(fakes[0].calls().len() - before, calls, "{lines}");
     }
+    // Who writes the lines may write more, and is not waited for.
+    let (mut answers, mut remarks) = (Closing(1), io::sink());
+    let screen = Screen { answers: &mut answers, remarks: &mut remarks, json: false, greet: false };
+    let mut session = Session::connect(client.clone(), None, screen).await.unwrap().unwrap();
+    let lines = Lines { from: &mut &b"put 1 a\nput 2 b\n"[..], all_there: false };
+    assert_eq!(carry_out_in(&mut session, lines).await.unwrap(), Came::Refused);
 }
 
 #[test]
