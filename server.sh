@@ -43,6 +43,7 @@ main() {
   start_all
   await_all
   trap - INT TERM EXIT
+  await_running
   local took_ms=$((($(now_us) - began) / 1000)) others=""
   [ -z "$running" ] || others=", beside $(count_servers $((${#local_ids[@]} - ${#absent_ids[@]})))"
   printf '%s ready in %d.%d s%s. Console: %s   State: %s   Stop: ./terminate_servers.sh\n' "$(count_servers ${#absent_ids[@]})" \
@@ -283,9 +284,26 @@ await() {
 }
 
 is_ready() {
+  says_ready "${absent_ids[$1]}" "${pids[$1]}" && kill -0 "${pids[$1]}" 2>/dev/null
+}
+
+# says_ready ID PID
+says_ready() {
   local ready=""
-  { read -r ready <"data/${absent_ids[$1]}/READY"; } 2>/dev/null || true
-  [ "$ready" = "${pids[$1]}" ] && kill -0 "$ready" 2>/dev/null
+  { read -r ready <"data/$1/READY"; } 2>/dev/null || true
+  [ "$ready" = "$2" ]
+}
+
+# What ran already may still be replaying its log.
+await_running() {
+  local id pid
+  while read -r id pid; do
+    [ -n "$id" ] || continue
+    until says_ready "$id" "$pid"; do
+      kill -0 "$pid" 2>/dev/null || refuse "server $id, which ran already as process $pid, ended before it was ready; see data/$id/server.log"
+      sleep 0.05
+    done
+  done <<<"$running"
 }
 
 # What the server has logged since this script started it.
