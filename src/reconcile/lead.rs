@@ -601,7 +601,7 @@ impl Pass<'_> {
             let horizons = Horizons { mine: my_horizon, theirs: their_horizon };
             let cells = self.carry_out(follower, &cells, &theirs, &plan, horizons).await?;
             moved.differing += cells.saturating_sub(plan.overtaken as u64);
-            moved.changed_here += (plan.fetch.len() + plan.drop_mine.len()) as u64;
+            moved.changed_here += (plan.fetch.len() + plan.fetch_late.len() + plan.drop_mine.len()) as u64;
             at = upto;
         }
         Ok(moved)

@@ -46,7 +46,10 @@ impl Service {
             rows.push(row(engine_key, cell, value_bytes_max)?);
         }
         bytes += rows.len() * size_of::<CellRow>();
-        let share = self.coordinator.admit_answer(bytes).map_err(|refused| invalid(refused.to_string()))?;
+        let share = self
+            .coordinator
+            .admit_answer(bytes)
+            .map_err(|refused| invalid(format!("nothing is wrong with the request, but: {refused}")))?;
         Ok((PageResult::new(rows, upto, complete), held(share)))
     }
 
