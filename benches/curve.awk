@@ -24,7 +24,7 @@ END {
   text((left + width - right) / 2, height - 12, "middle", label, "#222")
   curve(puts, "puts"); curve(gets, "gets")
   text(left, 24, "start", "QUORUM operations a second:", "#222")
-  text(left + 190, 24, "start", "puts", colour["puts"]); text(left + 232, 24, "start", "gets", colour["gets"])
+  text(left + 216, 24, "start", "puts", colour["puts"]); text(left + 258, 24, "start", "gets", colour["gets"])
   print "</svg>"
 }
 function log10(v) { return log(v) / log(10) }
