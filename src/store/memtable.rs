@@ -78,7 +78,7 @@ impl Memory {
 
     /// True if it can take more: the active memtable is not full, or can be frozen.
     pub fn has_room(&self, memtable_bytes_max: usize, log_bytes_max: usize) -> bool {
-        self.frozen.is_none() || self.fullness(memtable_bytes_max, log_bytes_max) < 1.0
+        self.frozen.is_none() || !self.is_full(memtable_bytes_max, log_bytes_max)
     }
 
     /// True if what is active is to be flushed before it takes more.

@@ -90,12 +90,12 @@ impl Replay {
 
     fn take(&mut self, row: &Row<'_>) -> Option<Packed> {
         let Some(sequence) = sqlite::integer(row, 0) else {
-            self.damage.failed(self.upto + 1);
+            self.damage.failed.note(self.upto + 1);
             return None;
         };
         self.rows += 1;
         if sequence <= self.upto {
-            self.damage.out_of_order(sequence);
+            self.damage.out_of_order.note(sequence);
             return None;
         }
         if sequence > self.upto + 1 {
@@ -104,7 +104,7 @@ impl Replay {
         self.upto = sequence;
         let packed = read_row(row, sequence);
         if packed.is_none() {
-            self.damage.failed(sequence);
+            self.damage.failed.note(sequence);
         }
         packed
     }
@@ -197,15 +197,18 @@ pub(super) fn row_checksum<V: AsRef<[u8]>>(
 /// What is wrong with the log.
 #[derive(Default)]
 struct Damage {
-    /// How many rows fail their checksum, and the first few.
-    failed: u64,
-    failed_first: Vec<i64>,
-    /// How many rows come after later ones, and the first few.
-    out_of_order: u64,
-    out_of_order_first: Vec<i64>,
+    failed: Rows,
+    out_of_order: Rows,
     /// How many rows are missing, and the first few runs of them.
     missing: u64,
     missing_first: Vec<(i64, i64)>,
+}
+
+/// Rows that have something wrong in common: how many, and the first few.
+#[derive(Default)]
+struct Rows {
+    count: u64,
+    first: Vec<i64>,
 }
 
 /// How many examples a report names.
@@ -213,21 +216,7 @@ const EXAMPLES_MAX: usize = 10;
 
 impl Damage {
     fn is_none(&self) -> bool {
-        self.failed == 0 && self.out_of_order == 0 && self.missing == 0
-    }
-
-    fn failed(&mut self, sequence: i64) {
-        self.failed += 1;
-        if self.failed_first.len() < EXAMPLES_MAX {
-            self.failed_first.push(sequence);
-        }
-    }
-
-    fn out_of_order(&mut self, sequence: i64) {
-        self.out_of_order += 1;
-        if self.out_of_order_first.len() < EXAMPLES_MAX {
-            self.out_of_order_first.push(sequence);
-        }
+        self.failed.count == 0 && self.out_of_order.count == 0 && self.missing == 0
     }
 
     /// `from` is at most `to`.
@@ -240,17 +229,8 @@ impl Damage {
 
     fn report(&self) -> Option<String> {
         let mut parts = Vec::new();
-        if self.failed > 0 {
-            let first = listed(&self.failed_first);
-            parts.push(format!("{} of its rows fail their checksum (first sequences: {first})", self.failed));
-        }
-        if self.out_of_order > 0 {
-            let first = listed(&self.out_of_order_first);
-            parts.push(format!(
-                "{} of its rows come after later ones (first sequences: {first})",
-                self.out_of_order
-            ));
-        }
+        parts.extend(self.failed.report("fail their checksum"));
+        parts.extend(self.out_of_order.report("come after later ones"));
         if self.missing > 0 {
             let run = |&(from, to): &(i64, i64)| {
                 if from == to { from.to_string() } else { format!("{from} to {to}") }
@@ -266,6 +246,17 @@ impl Damage {
     }
 }
 
-fn listed(sequences: &[i64]) -> String {
-    sequences.iter().map(i64::to_string).collect::<Vec<_>>().join(", ")
+impl Rows {
+    fn note(&mut self, sequence: i64) {
+        self.count += 1;
+        if self.first.len() < EXAMPLES_MAX {
+            self.first.push(sequence);
+        }
+    }
+
+    fn report(&self, wrong: &str) -> Option<String> {
+        let first: Vec<String> = self.first.iter().map(i64::to_string).collect();
+        let first = first.join(", ");
+        (self.count > 0).then(|| format!("{} of its rows {wrong} (first sequences: {first})", self.count))
+    }
 }
