@@ -146,10 +146,7 @@ pub enum Refused {
         nothing: &'static str,
     },
     /// A write's stamp, which the client chose, is older than deletions that were collected or are about to be.
-    #[error(
-        "the stamp is older than deletions that were collected, or are about to be; use one above {above}, or none; \
-         nothing was written"
-    )]
+    #[error("{}, or none; nothing was written", Failure::TooOld { above: *above })]
     TooOld {
         /// No stamp up to this one is taken.
         above: Stamp,
