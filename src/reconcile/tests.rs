@@ -8,6 +8,7 @@ use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use tempfile::TempDir;
 
+use super::standing::Claim;
 use super::*;
 use crate::answer::{AnswerTo, ReadAnswer};
 use crate::cell::Content;
@@ -234,12 +235,16 @@ async fn new_files_with_a_row_are_no_earlier_ones() {
         cluster.put(0, 1, value(5)).await;
         assert_eq!((first.store.remembered(standing::INCARNATION), first.store.logged()), (None, 1));
         let memory = Claim { incarnation: 3, logged: remembered };
-        cluster.server(1).known().memory.insert(NodeId(0), memory);
+        cluster.server(1).known().files.memory.insert(NodeId(0), memory);
         let way = Way { me: NodeId(0), servers: cluster.servers.clone() };
         let again = started(way, first.store.clone(), &first.config);
         again.gather_promises().await;
         again.look_after_refill().await;
-        assert_eq!((again.lacks(), again.known().whole), (remembered > 0, remembered == 0), "{remembered}");
+        assert_eq!(
+            (again.lacks(), again.known().files.whole),
+            (remembered > 0, remembered == 0),
+            "{remembered}"
+        );
     }
 }
 
