@@ -1,8 +1,8 @@
 //! The small parts of a request, one by one, each beside something everybody knows: `cargo bench --bench micro`.
 //!
-//! Absolute times differ from machine to machine and from day to day, so each part is measured by turns with a yardstick
-//! that does the least work imaginable on the same bytes, keys or rows, and the table at the end gives the median of
-//! their ratios. divan's table before it gives the times.
+//! Absolute times differ from machine to machine and from day to day, so each part is measured by turns with a
+//! yardstick that does the least work imaginable on the same bytes, keys or rows, and the table at the end gives the
+//! median of their ratios. divan's table before it gives the times.
 //!
 //! Each part has a ratio that it must not exceed, about half as much again as was seen when it was set, for even ratios
 //! are not the same on every machine. If one does, the table says FAIL and the exit code is 1.

@@ -1,20 +1,20 @@
-//! How fast could it be? A bare replicated log with the same promise as a QUORUM write, reads of the same keys, and nothing
-//! else.
+//! How fast could it be? A bare replicated log with the same promise as a QUORUM write, reads of the same keys, and
+//! nothing else.
 //!
 //! A process for each node, three copies, two of three acknowledge. Each mutation is a row in SQLite at
-//! `synchronous=FULL`, and is acknowledged after the fsync of the transaction it is in; a transaction holds what arrived
-//! during the last one. A read is answered from memory by one replica, or by two. Frames over TCP; no Thrift, no stamps, no
-//! hints, no deadlines, no repair: whatever Tetrachord does beyond this costs something, and the ratio of the two says how
-//! much.
+//! `synchronous=FULL`, and is acknowledged after the fsync of the transaction it is in; a transaction holds what
+//! arrived during the last one. A read is answered from memory by one replica, or by two. Frames over TCP; no Thrift,
+//! no stamps, no hints, no deadlines, no repair: whatever Tetrachord does beyond this costs something, and the ratio of
+//! the two says how much.
 //!
 //! ```text
 //!   client ─ PUT ─► coordinator ─ APPLY ─► replicas: log thread, one transaction for all that waited ─ ACK ─► 2 of 3 ─ ACK ─► client
 //!   client ─ GET ─► coordinator ─ READ ──► one replica or two, this one first: memory ─ VALUE ─► client
 //! ```
 //!
-//! `benches/ratio.sh` runs it beside a real cluster. By hand: `ceiling serve --id 0 --nodes nodes.txt --data DIR` for each
-//! line of nodes.txt, then `ceiling load --nodes nodes.txt --connections 64`. It is no store: nodes do not recover, and a
-//! lost connection ends the process.
+//! `benches/ratio.sh` runs it beside a real cluster. By hand: `ceiling serve --id 0 --nodes nodes.txt --data DIR` for
+//! each line of nodes.txt, then `ceiling load --nodes nodes.txt --connections 64`. It is no store: nodes do not
+//! recover, and a lost connection ends the process.
 #![allow(missing_docs)]
 
 use std::cell::{Cell, RefCell};

@@ -1,8 +1,10 @@
-//! Puts and gets for stores of others, to hold Tetrachord against them on one machine: Redis (its own protocol) and etcd (gRPC).
+//! Puts and gets for stores of others, to hold Tetrachord against them on one machine: Redis (its own protocol) and
+//! etcd (gRPC).
 //!
-//! One call at a time on each connection. Of each protocol there is what these calls need, by hand: a client library of its
-//! own would be measured with the store. A put is as durable as Tetrachord's at QUORUM if the store is set up that way, see
-//! `benches/peers.sh`, which runs this. Any answer but the wanted one ends the run: figures with errors in them are none.
+//! One call at a time on each connection. Of each protocol there is what these calls need, by hand: a client library of
+//! its own would be measured with the store. A put is as durable as Tetrachord's at QUORUM if the store is set up that
+//! way, see `benches/peers.sh`, which runs this. Any answer but the wanted one ends the run: figures with errors in
+//! them are none.
 //!
 //! ```text
 //!   redis   SET key value; WAIT 1 0 ─► OK; how many replicas have it        GET key ─► value

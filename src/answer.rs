@@ -68,8 +68,8 @@ pub enum Failure {
     /// The replica said no and why (disk full, another ring …). Nothing was stored.
     #[error("{0}")]
     Refused(Arc<str>),
-    /// The mutation's stamp, which a client chose, is older than deletions that were collected or are about to be. Nothing
-    /// was stored, and nothing will be however often it is sent.
+    /// The mutation's stamp, which a client chose, is older than deletions that were collected or are about to be.
+    /// Nothing was stored, and nothing will be however often it is sent.
     #[error(
         "the stamp is older than deletions that were collected, or are about to be; use one above {above}"
     )]
@@ -199,8 +199,8 @@ impl<T: Answer> Answers<T> {
         self.next_of(1).await
     }
 
-    /// The next answer, for somebody to whom plain ones are of no use before `wanted` of them are there: to be woken for
-    /// each would be most of what they cost. `None` when none is due. Cancel-safe.
+    /// The next answer, for somebody to whom plain ones are of no use before `wanted` of them are there: to be woken
+    /// for each would be most of what they cost. `None` when none is due. Cancel-safe.
     pub async fn next_of(&mut self, wanted: usize) -> Option<(NodeId, T)> {
         let shared = self.shared.as_ref().filter(|_| self.due > 0)?;
         let wanted = wanted.min(self.due);

@@ -1,7 +1,8 @@
 //! An error for whoever started a program: what went wrong and why, each cause once.
 //!
-//! The errors of this project name their cause in their text, for they are also logged and sent alone; a context put around an
-//! error (`anyhow`) does not. To print all causes of one says the first kind twice, to print none loses the second.
+//! The errors of this project name their cause in their text, for they are also logged and sent alone; a context put
+//! around an error (`anyhow`) does not. To print all causes of one says the first kind twice, to print none loses the
+//! second.
 
 /// The error, and each of its causes that it has not named.
 pub fn text(error: &anyhow::Error) -> String {

@@ -1,8 +1,8 @@
 //! One version of one value, and the only rule by which two versions become one.
 //!
-//! A cell is a value, a value that expires, or a tombstone, with the stamp that orders it. Everything that moves data between
-//! replicas and files (writes, hints, read repair, reconciliation, flush, replay) meets in [`merge`], so replicas that have
-//! seen the same cells, in whatever order and however often, hold the same cell:
+//! A cell is a value, a value that expires, or a tombstone, with the stamp that orders it. Everything that moves data
+//! between replicas and files (writes, hints, read repair, reconciliation, flush, replay) meets in [`merge`], so
+//! replicas that have seen the same cells, in whatever order and however often, hold the same cell:
 //!
 //!   commutative   merge(a, b) = merge(b, a)
 //!   associative   merge(a, merge(b, c)) = merge(merge(a, b), c)

@@ -21,8 +21,8 @@ pub fn machine_wall_us() -> i64 {
     i64::try_from(since_1970.as_micros()).unwrap_or(i64::MAX)
 }
 
-/// How far ahead of the own wall clock another server's is still believed: a day. Clocks that are merely wrong differ by
-/// less, and stamps that far ahead pass.
+/// How far ahead of the own wall clock another server's is still believed: a day. Clocks that are merely wrong differ
+/// by less, and stamps that far ahead pass.
 const TOLD_AHEAD_MAX_US: i64 = 24 * 3600 * 1_000_000;
 
 /// A node's clock.
@@ -74,8 +74,8 @@ impl Clock {
         }
     }
 
-    /// Takes note of the largest stamp found on this server's own disk, unless it is wild: more than a day ahead of both
-    /// the wall clock and `earlier_wall_us`, what that clock was at an earlier start. Says whether it did.
+    /// Takes note of the largest stamp found on this server's own disk, unless it is wild: more than a day ahead of
+    /// both the wall clock and `earlier_wall_us`, what that clock was at an earlier start. Says whether it did.
     pub fn observe_stored(&self, stamp: Stamp, earlier_wall_us: i64) -> bool {
         let believable = stamp.0 <= self.wall_us().max(earlier_wall_us).saturating_add(TOLD_AHEAD_MAX_US);
         if believable {

@@ -1,8 +1,8 @@
 //! Every number a server runs by: unit, default, reason. `server --print-config` prints this table as the TOML file
 //! it also reads; the texts below are the comments of that file.
 //!
-//! Every queue, buffer and count has its bound here, and every wait its deadline, except those that nobody would change: they
-//! stand beside what they bound.
+//! Every queue, buffer and count has its bound here, and every wait its deadline, except those that nobody would
+//! change: they stand beside what they bound.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -152,9 +152,9 @@ settings! {
         replication_factor: usize = 3, 1 to 100;
     }
     "durability" {
-        /// When a write is acknowledged.
-        /// "power-loss": once it is on the disk of the replicas that counted (SQLite synchronous=FULL).
-        /// "process-crash": once their operating systems have it: kill -9 loses nothing, a power cut may lose the last writes.
+        /// When a write is acknowledged. "power-loss": once it is on the disk of the replicas that counted (SQLite
+        /// synchronous=FULL). "process-crash": once their operating systems have it: kill -9 loses nothing, a power cut
+        /// may lose the last writes.
         durability: Durability = Durability::PowerLoss;
     }
     "listening" {
@@ -167,16 +167,16 @@ settings! {
         connections_max: usize = 10_000, 1 to 1_000_000;
         /// Calls under way at once on one client connection; further ones wait unread in the socket.
         calls_per_connection_max: usize = 256, 1 to 100_000;
-        /// Bytes of one Thrift message. A longer one closes its connection before it is read, also one of another server:
-        /// raise it on all servers before value_bytes_max on any, and do not lower it below what is stored.
+        /// Bytes of one Thrift message. A longer one closes its connection before it is read, also one of another
+        /// server: raise it on all servers before value_bytes_max on any, and do not lower it below what is stored.
         message_bytes_max: usize = 20_000_000, 1_000 to 1_000_000_000;
-        /// Bytes of half-read messages and unsent answers on all connections together. Beyond it nothing more is read until
-        /// answers have left.
+        /// Bytes of half-read messages and unsent answers on all connections together. Beyond it nothing more is read
+        /// until answers have left.
         buffered_bytes_max: usize = 268_435_456, 1_000_000 to 1_000_000_000_000;
         /// Seconds without a message after which a connection is closed.
         idle_timeout_s: u64 = 3_600, 1 to 10_000_000;
-        /// Seconds for a message to arrive from its first to its last byte, and for the client to take an answer; then the
-        /// connection is closed.
+        /// Seconds for a message to arrive from its first to its last byte, and for the client to take an answer; then
+        /// the connection is closed.
         half_message_timeout_s: u64 = 30, 1 to 100_000;
         /// How deep structs and containers of one message may be nested.
         message_depth_max: usize = 64, 8 to 1_000;
@@ -192,20 +192,20 @@ settings! {
         read_timeout_ms: u64 = 2_000, 10 to 3_600_000;
         /// Requests that this server coordinates at once; further ones are refused as overloaded.
         requests_in_flight_max: usize = 20_000, 1 to 10_000_000;
-        /// Bytes of the requests that this server coordinates at once, until every replica has answered, and of answers of
-        /// 64 KiB and more until they have been sent; an operation of a batch counts some 500 bytes besides. Beyond it
-        /// requests are refused as overloaded.
+        /// Bytes of the requests that this server coordinates at once, until every replica has answered, and of answers
+        /// of 64 KiB and more until they have been sent; an operation of a batch counts some 500 bytes besides. Beyond
+        /// it requests are refused as overloaded.
         requests_bytes_max: usize = 268_435_456, 1_000_000 to 1_000_000_000_000;
-        /// Milliseconds by which a stamp that a client chooses may be ahead of this server's clock; beyond it the write is
-        /// refused, for a stamp far in the future would win over every later write of its key.
+        /// Milliseconds by which a stamp that a client chooses may be ahead of this server's clock; beyond it the write
+        /// is refused, for a stamp far in the future would win over every later write of its key.
         client_stamp_ahead_max_ms: u64 = 60_000, 0 to 1_000_000_000_000;
     }
     "reads" {
         /// Before a read is answered, write the newest version back to those replicas of it that had an older one.
         /// Without it a later QUORUM read may show something older than an earlier one did.
         read_repair: bool = true;
-        /// Share (0 to 1) of the reads below QUORUM that also compare, in the background, with the replicas that were not asked.
-        /// 0: a read at ONE shows exactly what that replica has, and drills can be repeated.
+        /// Share (0 to 1) of the reads below QUORUM that also compare, in the background, with the replicas that were
+        /// not asked. 0: a read at ONE shows exactly what that replica has, and drills can be repeated.
         read_repair_chance: f64 = 0.0, 0 to 1;
         /// Ask one more replica when an answer takes longer than 99 of 100 did lately.
         speculative_retry: bool = true;
@@ -213,10 +213,11 @@ settings! {
         speculative_retry_min_ms: u64 = 5, 0 to 3_600_000;
     }
     "hints" {
-        /// Keep hints for absent replicas and deliver them when they return. Without it reads and reconciliation mend them.
+        /// Keep hints for absent replicas and deliver them when they return. Without it reads and reconciliation mend
+        /// them.
         handoff: bool = true;
-        /// Seconds of absence after which no more hints are kept for a server (3 hours, as in Cassandra), counted from when
-        /// this server last saw it, or started.
+        /// Seconds of absence after which no more hints are kept for a server (3 hours, as in Cassandra), counted from
+        /// when this server last saw it, or started.
         hint_window_s: u64 = 10_800, 0 to 1_000_000_000;
         /// Bytes of hints for one server; beyond it no more are kept for it.
         hint_bytes_per_node_max: usize = 1_073_741_824, 0 to 1_000_000_000_000;
@@ -224,8 +225,8 @@ settings! {
         handoff_batch_mutations: usize = 512, 1 to 10_000;
         /// Bytes of one handoff message.
         handoff_batch_bytes: usize = 1_048_576, 1_000 to 100_000_000;
-        /// Share (0 to 1) of the time for handing hints to a server while clients send this one 200 requests a second or more;
-        /// between two messages it rests, at most 200 ms. A share below 0.01 counts as 0.01.
+        /// Share (0 to 1) of the time for handing hints to a server while clients send this one 200 requests a second
+        /// or more; between two messages it rests, at most 200 ms. A share below 0.01 counts as 0.01.
         handoff_share_busy: f64 = 0.25, 0 to 1;
         /// Milliseconds until handoff to a server that is up is tried again after a failure.
         handoff_retry_ms: u64 = 1_000, 10 to 3_600_000;
@@ -236,12 +237,13 @@ settings! {
         reconciliation: bool = true;
         /// Milliseconds between two comparisons of a range in which nothing differs.
         reconcile_round_ms: u64 = 1_000, 10 to 3_600_000;
-        /// Cells younger than this many milliseconds are not compared yet: most are on their way to every replica anyway.
+        /// Cells younger than this many milliseconds are not compared yet: most are on their way to every replica
+        /// anyway.
         reconcile_lag_ms: u64 = 1_000, 0 to 3_600_000;
         /// Drop deletions and expired values once every replica is proven to have them or something newer.
         collection: bool = true;
-        /// Milliseconds for which deletions and expired values stay at least. Dropping them is safe without it; it gives that
-        /// much room to clients that choose stamps, for a stamp older than a collected deletion is refused.
+        /// Milliseconds for which deletions and expired values stay at least. Dropping them is safe without it; it
+        /// gives that much room to clients that choose stamps, for a stamp older than a collected deletion is refused.
         collection_lag_ms: u64 = 10_000, 0 to 1_000_000_000_000;
         /// Milliseconds between two collections of a range at the least: each of them flushes the memtable.
         collection_pause_ms: u64 = 30_000, 0 to 1_000_000_000_000;
@@ -253,8 +255,8 @@ settings! {
         reconcile_batch_cells: usize = 1_024, 1 to 10_000;
         /// Bytes of one message that brings cells; a single cell may be larger.
         reconcile_batch_bytes: usize = 1_048_576, 1_000 to 100_000_000;
-        /// Share (0 to 1) of a server's time for comparing one range while clients send 20 requests a second or more. A share
-        /// below 0.001 counts as 0.001, here and in the next two.
+        /// Share (0 to 1) of a server's time for comparing one range while clients send 20 requests a second or more. A
+        /// share below 0.001 counts as 0.001, here and in the next two.
         reconcile_share_busy: f64 = 0.002, 0 to 1;
         /// The same for a range that is not proven equal, and for sending and receiving what differs.
         reconcile_mend_share_busy: f64 = 0.1, 0 to 1;
@@ -264,7 +266,8 @@ settings! {
     "liveness" {
         /// Milliseconds between two heartbeats on the connection to each other server.
         heartbeat_ms: u64 = 200, 10 to 60_000;
-        /// A server that was silent for this many heartbeat intervals (as measured lately) is Suspect: it is asked last.
+        /// A server that was silent for this many heartbeat intervals (as measured lately) is Suspect: it is asked
+        /// last.
         suspect_after_intervals: f64 = 4.0, 2 to 1_000;
         /// A server that was silent for this many is Down. With the defaults a frozen server is Down after 1.6 s.
         down_after_intervals: f64 = 8.0, 2 to 1_000;
@@ -276,53 +279,56 @@ settings! {
     "links to other servers" {
         /// Requests under way at once to one other server; further ones fail at once and leave hints.
         peer_calls_max: usize = 16_384, 1 to 10_000_000;
-        /// Bytes of requests to one other server that wait or are under way; beyond it further ones fail at once and leave hints.
+        /// Bytes of requests to one other server that wait or are under way; beyond it further ones fail at once and
+        /// leave hints.
         peer_queue_bytes_max: usize = 67_108_864, 1_000_000 to 100_000_000_000;
     }
     "store" {
-        /// Bytes of the memtable (keys, cells and their overhead). A full one is frozen and flushed to data.db while the next
-        /// fills, so memory holds up to two of them.
+        /// Bytes of the memtable (keys, cells and their overhead). A full one is frozen and flushed to data.db while
+        /// the next fills, so memory holds up to two of them.
         memtable_bytes_max: usize = 67_108_864, 100_000 to 1_000_000_000_000;
-        /// Bytes of cells logged since the last memtable was frozen, after which this one is flushed, however small it is. The
-        /// log holds up to twice that, however often few keys are written over; that bounds recovery and, with the hints, its file.
+        /// Bytes of cells logged since the last memtable was frozen, after which this one is flushed, however small it
+        /// is. The log holds up to twice that, however often few keys are written over; that bounds recovery and, with
+        /// the hints, its file.
         log_bytes_max: usize = 268_435_456, 100_000 to 1_000_000_000_000;
         /// Mutations waiting for the commit log; further ones are refused as overloaded.
         log_queue_mutations_max: usize = 65_536, 1 to 100_000_000;
         /// Bytes waiting for the commit log; beyond it mutations are refused as overloaded.
         log_queue_bytes_max: usize = 67_108_864, 1_000_000 to 1_000_000_000_000;
-        /// After a commit of 6 or more requests, wait at least this many microseconds (from its start) before the next, unless 32
-        /// are queued: fewer fsyncs, higher throughput. A single sequential writer is not delayed. With "process-crash" there is
-        /// no fsync, and so no wait. 0: commit as soon as the last commit has ended, and never let other threads go first.
+        /// After a commit of 6 or more requests, wait at least this many microseconds (from its start) before the next,
+        /// unless 32 are queued: fewer fsyncs, higher throughput. A single sequential writer is not delayed. With
+        /// "process-crash" there is no fsync, and so no wait. 0: commit as soon as the last commit has ended, and never
+        /// let other threads go first.
         commit_group_window_us: u64 = 700, 0 to 100_000;
         /// Mutations in one transaction of the commit log. It takes what has arrived when it begins, up to this many.
         commit_batch_mutations_max: usize = 4_096, 1 to 1_000_000;
         /// Bytes of one transaction of the commit log.
         commit_batch_bytes_max: usize = 8_388_608, 1_000 to 1_000_000_000;
-        /// Pages of SQLite's write-ahead log after which it is copied into the database. Above 1000, puts are no faster; far above,
-        /// the file grows, which is up to twice as slow as overwriting it, and stalls get longer.
+        /// Pages of SQLite's write-ahead log after which it is copied into the database. Above 1000, puts are no
+        /// faster; far above, the file grows, which is up to twice as slow as overwriting it, and stalls get longer.
         wal_autocheckpoint_pages: usize = 1_000, 10 to 1_000_000;
-        /// Cells in one transaction while a memtable is flushed to data.db, or sstables are compacted there; a tenth of that
-        /// while flushing keeps ahead of incoming writes.
+        /// Cells in one transaction while a memtable is flushed to data.db, or sstables are compacted there; a tenth of
+        /// that while flushing keeps ahead of incoming writes.
         flush_transaction_cells: usize = 2_000, 1 to 1_000_000;
-        /// Compact once there are this many sstables, or once they hold a quarter of the large table's bytes. With more, the
-        /// large table's pages are written less often, but gets have more to look into, and more filters are kept in memory
-        /// (12 bits a key). As many again may be flushed while a compaction runs.
+        /// Compact once there are this many sstables, or once they hold a quarter of the large table's bytes. With
+        /// more, the large table's pages are written less often, but gets have more to look into, and more filters are
+        /// kept in memory (12 bits a key). As many again may be flushed while a compaction runs.
         compaction_sstables: usize = 12, 1 to 12;
         /// Bytes of data.db's cells that are kept in memory because they were read lately; 0: none.
         cell_cache_bytes: usize = 8_388_608, 0 to 100_000_000_000;
         /// Bytes of SQLite's page cache for each connection to data.db, and for the one that reads hints.
         base_cache_bytes: usize = 8_388_608, 100_000 to 100_000_000_000;
-        /// Bytes of data.db that are mapped into memory instead of copied from the operating system's cache. They count as the
-        /// server's memory (RSS), but the system takes them back when it needs to. Each flush remaps the file, which costs more the
-        /// larger this is. 0: none.
+        /// Bytes of data.db that are mapped into memory instead of copied from the operating system's cache. They count
+        /// as the server's memory (RSS), but the system takes them back when it needs to. Each flush remaps the file,
+        /// which costs more the larger this is. 0: none.
         base_mmap_bytes: usize = 268_435_456, 0 to 100_000_000_000_000;
         /// Cells in one answer to the inspector, which walks a store in such steps.
         inspect_cells_max: usize = 1_024, 1 to 100_000;
     }    "drills only" {
         /// Milliseconds added to this server's wall clock: what if clocks disagree? 0 in production.
         test_clock_offset_ms: i64 = 0, -1_000_000_000_000 to 1_000_000_000_000;
-        /// File with the numbers of servers from which this one hears nothing while they stand in it: what if a link is cut?
-        /// Empty in production: then there is no such switch.
+        /// File with the numbers of servers from which this one hears nothing while they stand in it: what if a link is
+        /// cut? Empty in production: then there is no such switch.
         test_fault_switch: String = String::new(), 0 to 4_096;
     }
 }

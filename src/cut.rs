@@ -24,8 +24,8 @@ const READ_EVERY: Duration = Duration::from_millis(20);
 pub struct Cut(Option<watch::Receiver<BTreeSet<NodeId>>>);
 
 impl Cut {
-    /// Follows the file of the setting, if there is one; says so, since nobody wants it in production. Must then be called
-    /// inside a tokio runtime.
+    /// Follows the file of the setting, if there is one; says so, since nobody wants it in production. Must then be
+    /// called inside a tokio runtime.
     pub fn start(config: &Config) -> Cut {
         if config.test_fault_switch.is_empty() {
             return Cut::default();

@@ -3,10 +3,11 @@
 //!   replica absent, failed or too late ──► keep ──► hint log (durable, in the same commits as everything else)
 //!   replica turns Up, or is Up and hints wait ──► deliver: batches, oldest first ──► acknowledged ──► forgotten
 //!
-//! A hint is forgotten only once its replica has the mutation durably (or something newer), or says that it is older than
-//! deletions that were collected. A mutation may be delivered twice, which `merge` makes harmless. Hints for one server are bounded by how long it has been away and
-//! by bytes; past either, no more are kept, the server says so once, and writes go on. While this server's clients send
-//! many requests, delivering rests between two batches: it takes the same processors.
+//! A hint is forgotten only once its replica has the mutation durably (or something newer), or says that it is older
+//! than deletions that were collected. A mutation may be delivered twice, which `merge` makes harmless. Hints for one
+//! server are bounded by how long it has been away and by bytes; past either, no more are kept, the server says so
+//! once, and writes go on. While this server's clients send many requests, delivering rests between two batches: it
+//! takes the same processors.
 //!
 //! Not here: the hint log itself (`store`), who is up (`membership`).
 
@@ -187,9 +188,9 @@ impl Handoff {
         self.stats.writes_ok.get() + self.stats.reads_ok.get()
     }
 
-    /// How many hints to send at once: half as many as timed out last. What a slow server does not take in time it is sent
-    /// again and has to do again, so if each delivery began with as many as the one before, copies could come faster than
-    /// it takes them.
+    /// How many hints to send at once: half as many as timed out last. What a slow server does not take in time it is
+    /// sent again and has to do again, so if each delivery began with as many as the one before, copies could come
+    /// faster than it takes them.
     fn batch_size(&self, target: NodeId) -> usize {
         let known = self.taken_in_time.lock().expect("no panic while it is held");
         known.get(&target).copied().unwrap_or(self.config.handoff_batch_mutations)
@@ -204,7 +205,8 @@ impl Handoff {
         }
     }
 
-    /// Sends one batch and forgets what was acknowledged, and what is too old to be taken ever; fails if anything else was not.
+    /// Sends one batch and forgets what was acknowledged, and what is too old to be taken ever; fails if anything else
+    /// was not.
     async fn deliver_batch(&self, target: NodeId, batch: Vec<Hint>) -> Result<u64, HandoffError> {
         let mutations = batch.iter().map(|hint| hint.mutation.clone()).collect();
         let answers = ask_one(target, |to| self.peers.apply_batch(mutations, to))

@@ -2,10 +2,11 @@
 //!
 //! A mutation has one encoding, used in frames between nodes and in hints:
 //!
-//!   version (1) · table (2) · partition length (2) · partition · { column length (2) · column · cell length (4) · cell }
+//!   version (1) · table (2) · partition length (2) · partition
+//!     · for each cell: column length (2) · column · cell length (4) · cell
 //!
-//! All numbers are big-endian; the cell is as in `cell.rs`. The version also says where the mutation comes from, for what
-//! a replica may take depends on it ([`Kind`]).
+//! All numbers are big-endian; the cell is as in `cell.rs`. The version also says where the mutation comes from, for
+//! what a replica may take depends on it ([`Kind`]).
 
 use bytes::{Buf, Bytes};
 

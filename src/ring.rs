@@ -1,8 +1,8 @@
 //! Which servers hold a key.
 //!
-//! The partitioner is byte-ordered: a key's token is the partition key itself, compared byte by byte, a shorter
-//! prefix first (Cassandra's ByteOrderedPartitioner). A server owns the keys in (previous token, own token], wrapping;
-//! the replicas of a key are its owner and the next servers clockwise. Neighbouring keys are together, which is what scans
+//! The partitioner is byte-ordered: a key's token is the partition key itself, compared byte by byte, a shorter prefix
+//! first (Cassandra's ByteOrderedPartitioner). A server owns the keys in (previous token, own token], wrapping; the
+//! replicas of a key are its owner and the next servers clockwise. Neighbouring keys are together, which is what scans
 //! want; the price is that keys which begin alike are not spread over the servers.
 //!
 //! ```text

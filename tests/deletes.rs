@@ -1,5 +1,5 @@
-//! Deleted keys stay deleted, and their space comes back: real server processes, absences of any length, a disk that was
-//! lost and one that was restored from an old copy.
+//! Deleted keys stay deleted, and their space comes back: real server processes, absences of any length, a disk that
+//! was lost and one that was restored from an old copy.
 
 mod common;
 
@@ -11,8 +11,8 @@ use tetrachord::thrift::method;
 
 use common::{Client, Cluster, put_request, wait_until};
 
-/// Everything that takes its time in production takes next to none, but what is collected lags behind what is compared, as in
-/// life; no hints, so that nothing but reconciliation moves cells.
+/// Everything that takes its time in production takes next to none, but what is collected lags behind what is compared,
+/// as in life; no hints, so that nothing but reconciliation moves cells.
 const QUICK: &str = "handoff = false\nread_repair = false\nreconcile_round_ms = 100\nreconcile_lag_ms = 100\n\
                      collection_lag_ms = 300\ncollection_pause_ms = 100\n";
 

@@ -1,7 +1,7 @@
 //! The drills: real server processes, started, killed, frozen, starved and damaged, and what must still hold.
 //!
-//! Each drill is one that a person can do by hand with `server.sh`, `client`, `inspector` and `kill`. The classic keys of
-//! four servers: key 0 lives on servers 0, 1, 2; key 137 on servers 2, 3, 0.
+//! Each drill is one that a person can do by hand with `server.sh`, `client`, `inspector` and `kill`. The classic keys
+//! of four servers: key 0 lives on servers 0, 1, 2; key 137 on servers 2, 3, 0.
 
 mod common;
 

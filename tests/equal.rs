@@ -1,4 +1,5 @@
-//! Replicas end up equal by themselves: real server processes, holes that neither hints nor reads can mend, and no reads.
+//! Replicas end up equal by themselves: real server processes, holes that neither hints nor reads can mend, and no
+//! reads.
 
 mod common;
 

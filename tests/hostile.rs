@@ -34,8 +34,8 @@ const BOTH: [Protocol; 2] = [Protocol::Binary, Protocol::Compact];
 
 // ------------------------------------------------------------------------------------------------------- the service
 
-/// `get` is answered with its key as value, as the key says: "now …" at once, "later N …" after N milliseconds,
-/// "gate …" when the test opens the gate, "busy …" the same while using up every turn of its task, "big N" at once with N
+/// `get` is answered with its key as value, as the key says: "now …" at once, "later N …" after N milliseconds, "gate
+/// …" when the test opens the gate, "busy …" the same while using up every turn of its task, "big N" at once with N
 /// bytes, "heavy …" as what took long, "held N" with N bytes and something to hold.
 struct Stub {
     gate: Semaphore,

@@ -1,10 +1,11 @@
 //! Style as a test: what a review would say about every file is said here once.
 //!
-//! Arrows between modules (the layers of ARCHITECTURE.md), module heads, calls that would tie the code to one machine or
-//! make a simulation irreproducible, long functions, and words that mean nothing outside the machine they were written on.
+//! Arrows between modules (the layers of ARCHITECTURE.md), module heads, calls that would tie the code to one machine
+//! or make a simulation irreproducible, long functions, wide comments, and words that mean nothing outside the machine
+//! they were written on.
 //!
-//! Every check is a function from text to findings, so that the tests at the end can show it failing. Exceptions stand in
-//! the tables right below, each with its reason; an exception that is no longer needed is itself a finding.
+//! Every check is a function from text to findings, so that the tests at the end can show it failing. Exceptions stand
+//! in the tables right below, each with its reason; an exception that is no longer needed is itself a finding.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -44,6 +45,9 @@ const BANNED: &[(&str, &str)] = &[
 /// Lines of the longest function. Beyond a screen there is a dispatch inside whose arms deserve names.
 const FUNCTION_LINES_MAX: usize = 100;
 
+/// Columns of a comment, so that two files can be read beside each other. (rustfmt sees to the code.)
+const COMMENT_COLUMNS_MAX: usize = 120;
+
 /// Longer functions that exist: file, name, lines. The number may only shrink.
 const LONG_FUNCTIONS: &[(&str, &str, usize)] = &[];
 
@@ -69,6 +73,11 @@ fn arrows_between_modules_point_one_way() {
 #[test]
 fn every_file_says_why_it_exists() {
     assert_none(sources().iter().filter_map(head_missing).collect());
+}
+
+#[test]
+fn comments_fit_beside_each_other() {
+    assert_none(sources().iter().flat_map(wide_comments).collect());
 }
 
 #[test]
@@ -263,6 +272,16 @@ fn head_missing(source: &Source) -> Option<String> {
     (!head).then(|| {
         format!("{}: starts without `//!` (why it exists, what must hold, what is not here)", source.name)
     })
+}
+
+fn wide_comments(source: &Source) -> Findings {
+    let is_wide = |line: &str| {
+        let columns = line.chars().count();
+        columns > COMMENT_COLUMNS_MAX && line.trim_start().starts_with("//")
+    };
+    let wide = source.text.lines().enumerate().filter(|(_, line)| is_wide(line));
+    wide.map(|(at, _)| format!("{}:{}: a comment of over {COMMENT_COLUMNS_MAX} columns", source.name, at + 1))
+        .collect()
 }
 
 fn banned_paths(source: &Source, used: &mut BTreeSet<usize>) -> Findings {
@@ -843,6 +862,14 @@ mod each_check_can_fail {
     fn a_file_without_a_head_is_found() {
         assert!(head_missing(&Source::new("src/a.rs", "use x;\n")).is_some());
         assert!(head_missing(&Source::new("src/a.rs", "//! Why.\n")).is_none());
+    }
+
+    #[test]
+    fn wide_comments_are_found() {
+        let wide = |line: &str| wide_comments(&Source::new("src/a.rs", line)).len();
+        assert_eq!(wide(&format!("// {}", "─".repeat(COMMENT_COLUMNS_MAX - 3))), 0);
+        assert_eq!(wide(&format!("    /// {}", "x".repeat(COMMENT_COLUMNS_MAX))), 1);
+        assert_eq!(wide(&format!("let x = \"{}\";", "x".repeat(COMMENT_COLUMNS_MAX))), 0);
     }
 
     #[test]

@@ -1,12 +1,13 @@
-//! Four whole servers and their clients over a simulated network (the crate `turmoil`), from one seed: latency, links that
-//! are cut, one way or both, or hold everything back, servers that crash and start again on what their disk has.
+//! Four whole servers and their clients over a simulated network (the crate `turmoil`), from one seed: latency, links
+//! that are cut, one way or both, or hold everything back, servers that crash and start again on what their disk has.
 //!
 //!   cargo test --features turmoil --test turmoil
 //!   TETRACHORD_TURMOIL_SEEDS=100 …      this many seeds, from 0
 //!   TETRACHORD_TURMOIL_SEED=7 …         this one alone
 //!
-//! What the sockets' place is taken by is `src/net.rs`; all else is what runs in production, except for the clock and the threads
-//! of the store, which the simulation gives. Data is in real files: a crash here is a killed process, not a power cut.
+//! What the sockets' place is taken by is `src/net.rs`; all else is what runs in production, except for the clock and
+//! the threads of the store, which the simulation gives. Data is in real files: a crash here is a killed process, not a
+//! power cut.
 //!
 //! What must hold, whatever happens: a QUORUM read shows the last acknowledged write of its key that ended before it
 //! began, or a later one; never one that was refused; never an older one than an earlier read showed. Once nothing is

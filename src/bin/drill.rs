@@ -16,8 +16,8 @@ use tokio::signal::unix::{SignalKind, signal};
 /// cuts their links, turns their clocks and fills a disk; then says what it cost and whether any promise was broken.
 ///
 /// The servers run in a directory of their own on free ports of this machine, and end with the drill, however it ends.
-/// Exit code 0 when nothing was lost or stale and everything expected was seen, 1 when not (the history and the servers'
-/// files are kept), 2 for wrong use or a broken set-up, 130 when interrupted.
+/// Exit code 0 when nothing was lost or stale and everything expected was seen, 1 when not (the history and the
+/// servers' files are kept), 2 for wrong use or a broken set-up, 130 when interrupted.
 #[derive(Parser)]
 #[command(version)]
 struct Arguments {
@@ -42,8 +42,8 @@ struct Arguments {
     /// Directory for the servers; must be empty or not exist [default: a temporary one]
     #[arg(long, value_name = "SCRATCH")]
     dir: Option<PathBuf>,
-    /// A running cluster's directory (with its nodes.txt) instead of servers of its own: they are frozen now and then if
-    /// they are processes of this machine and user, and nothing else is done to them
+    /// A running cluster's directory (with its nodes.txt) instead of servers of its own: they are frozen now and then
+    /// if they are processes of this machine and user, and nothing else is done to them
     #[arg(long, value_name = "DIR")]
     cluster: Option<PathBuf>,
     /// Where the page with the drawing is written

@@ -1,7 +1,7 @@
 //! What a checker found, told so that a person sees at once which operations contradict which promise.
 //!
-//! A store that is broken breaks its promises a million times: every finding is counted, and only the first ones of each
-//! rule have their story told.
+//! A store that is broken breaks its promises a million times: every finding is counted, and only the first ones of
+//! each rule have their story told.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -18,8 +18,8 @@ pub enum Rule {
     /// An acknowledged write that a read had to show was not shown, nor anything newer, by that read or any later one;
     /// or the replicas do not hold it in the end. Counted once for each write.
     LostWrite,
-    /// A read did not show an acknowledged write that it had to show, nor anything newer; a later one did, or the write is
-    /// counted as lost already.
+    /// A read did not show an acknowledged write that it had to show, nor anything newer; a later one did, or the write
+    /// is counted as lost already.
     StaleRead,
     /// A read showed something older than an earlier read had shown.
     WentBack,

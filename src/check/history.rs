@@ -199,8 +199,8 @@ impl History {
 
 /// Where clients that run side by side write down what they asked and were told.
 ///
-/// It is bounded, and the bound is met before an operation is asked, not after: a write that was asked and is missing from
-/// the history would look like a value from nowhere.
+/// It is bounded, and the bound is met before an operation is asked, not after: a write that was asked and is missing
+/// from the history would look like a value from nowhere.
 #[derive(Debug)]
 pub struct Recorder {
     operations_max: usize,
@@ -215,8 +215,8 @@ impl Recorder {
         Recorder { operations_max, admitted: AtomicUsize::new(0), operations: Mutex::new(Vec::new()) }
     }
 
-    /// True: one more operation may be asked, and must then be recorded, whatever comes of it. False: the history is full,
-    /// the client is to stop.
+    /// True: one more operation may be asked, and must then be recorded, whatever comes of it. False: the history is
+    /// full, the client is to stop.
     pub fn may_ask(&self) -> bool {
         let more = |admitted: usize| (admitted < self.operations_max).then_some(admitted + 1);
         self.admitted.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).is_ok()

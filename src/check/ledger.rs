@@ -3,12 +3,12 @@
 //! A client is told the stamp that won, which need not be that of its own write. So of a write's last stamp there is
 //!
 //! ```text
-//!   at least   a stamp under which its value was seen, or the stamp it was told where no other write can have made that
+//!   at least   a stamp under which its value was seen, or the one it was told where no other write can have made that
 //!   at most    the stamp it was told
 //! ```
 //!
-//! and two writes are compared by these bounds, with ties decided as `cell` does. Where bounds say nothing, time does: a
-//! strong write that began after an acknowledged one had ended is newer, if that is on a replica of every quorum.
+//! and two writes are compared by these bounds, with ties decided as `cell` does. Where bounds say nothing, time does:
+//! a strong write that began after an acknowledged one had ended is newer, if that is on a replica of every quorum.
 //!
 //! Whether a replica is shared is arithmetic: `a` and `b` of `n` replicas share one if `a + b > n`. Where a server lost
 //! its files, only bounds count, and only writes on two replicas.
@@ -205,9 +205,9 @@ impl<'a> Ledger<'a> {
         (older.acknowledged() && older.operation.ended_us < *began).then_some(*write)
     }
 
-    /// When the last acknowledged write began, and which it is, of those that are to be seen at `at` and newer than every
-    /// write on `older` replicas that had ended before they began. A write is sent again while it meets something newer,
-    /// until a quorum has taken it; what that quorum need not meet may still win.
+    /// When the last acknowledged write began, and which it is, of those that are to be seen at `at` and newer than
+    /// every write on `older` replicas that had ended before they began. A write is sent again while it meets something
+    /// newer, until a quorum has taken it; what that quorum need not meet may still win.
     fn certainly_later(&self, older: usize, at: Moment) -> Option<&(u64, usize)> {
         let quorum = self.promises.quorum();
         if older < self.sharing(quorum) {
@@ -311,8 +311,8 @@ impl Removals {
         }
     }
 
-    /// True if some removal that had begun by `until_us` may be why there is no value. `newer`: by the number of replicas
-    /// a removal needed, the moment from which on something newer was being written.
+    /// True if some removal that had begun by `until_us` may be why there is no value. `newer`: by the number of
+    /// replicas a removal needed, the moment from which on something newer was being written.
     pub fn explain(&self, until_us: u64, newer: impl Fn(usize) -> Option<u64>) -> bool {
         self.unknown_from.is_some_and(|from| from <= until_us)
             || self

@@ -12,8 +12,8 @@
 //!   no state   no order explains the answers
 //! ```
 //!
-//! At a quiet moment nothing is under way and only values are left, so the search is as small as the busiest stretch of the
-//! history. Every value has one put, which makes most choices for us, without losing an order:
+//! At a quiet moment nothing is under way and only values are left, so the search is as small as the busiest stretch of
+//! the history. Every value has one put, which makes most choices for us, without losing an order:
 //!
 //!   - a read takes effect as soon as its value is there
 //!   - a value is not overwritten while a read still needs it
@@ -54,7 +54,8 @@ pub enum Outcome {
 /// Why a key is not searched.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum LeftOut {
-    /// Some write, perhaps one of unknown outcome, was below a quorum: reads may or may not show it, as often as they like.
+    /// Some write, perhaps one of unknown outcome, was below a quorum: reads may or may not show it, as often as they
+    /// like.
     WeakWrites,
     /// No read at a quorum or above had an answer: every order will do.
     NoStrongReads,
@@ -457,7 +458,7 @@ fn note_fewest(states: &mut States, state: State, used: u32) -> bool {
     }
 }
 
-// ------------------------------------------------------------------------------------------------ a small counterexample
+// --------------------------------------------------------------------------------------------- a small counterexample
 
 /// Operations that may be walked, all attempts together, to make a counterexample smaller.
 const SHRINK_WORK_MAX: usize = 5_000_000;
@@ -492,8 +493,8 @@ fn prefix<'a>(steps: &[Step<'a>], until_us: u64) -> Vec<Step<'a>> {
         .collect()
 }
 
-/// Leaves out what can be left out so that still no order explains the rest. Leaving out a read, a put with all its reads,
-/// or a write that nobody reads, takes no order away; so what remains proves as much as the whole.
+/// Leaves out what can be left out so that still no order explains the rest. Leaving out a read, a put with all its
+/// reads, or a write that nobody reads, takes no order away; so what remains proves as much as the whole.
 fn shrink(steps: Vec<Step>) -> Vec<Step> {
     let mut work = SHRINK_WORK_MAX;
     let mut hopeless = |steps: &[Step]| {

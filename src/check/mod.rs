@@ -48,8 +48,8 @@ pub struct Promises {
     pub replicas: usize,
     /// Reads write back what they show before they answer. Without it no order is promised among reads.
     pub read_repair: bool,
-    /// No two writes of a key share a stamp. Not promised by clocks of several servers: two that make a stamp in the same
-    /// microsecond make the same, and the larger value wins.
+    /// No two writes of a key share a stamp. Not promised by clocks of several servers: two that make a stamp in the
+    /// same microsecond make the same, and the larger value wins.
     pub unique_stamps: bool,
     /// A deletion that every replica has is dropped some time later. Without it, it is there in the end.
     pub deletions_collected: bool,
@@ -65,8 +65,8 @@ pub enum FilesLost {
     /// None did.
     #[default]
     No,
-    /// One did, and knew it before it answered a read: reads keep their promises for what was on two replicas, by stamp.
-    /// Of stamps themselves no order is promised: the server no longer knows that it had something newer.
+    /// One did, and knew it before it answered a read: reads keep their promises for what was on two replicas, by
+    /// stamp. Of stamps themselves no order is promised: the server no longer knows that it had something newer.
     Known,
     /// One did and did not know: what was on two replicas is there in the end, by stamp.
     Unknown,
@@ -102,8 +102,8 @@ impl Promises {
     }
 }
 
-/// With ten clients busy on one key the search visits about five states for each operation, so this is enough for a million
-/// of them. Each takes some 50 bytes while it is needed.
+/// With ten clients busy on one key the search visits about five states for each operation, so this is enough for a
+/// million of them. Each takes some 50 bytes while it is needed.
 const STATES_MAX: usize = 5_000_000;
 
 /// What was found.
@@ -293,7 +293,8 @@ impl Judgement {
         self.found.is_empty()
     }
 
-    /// How many acknowledged writes are lost: a read that had to show them did not, no later one did, nor do the replicas.
+    /// How many acknowledged writes are lost: a read that had to show them did not, no later one did, nor do the
+    /// replicas.
     pub fn lost(&self) -> usize {
         self.of_rule(Rule::LostWrite)
     }

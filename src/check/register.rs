@@ -1,16 +1,16 @@
-//! The promises of the levels, pair by pair of operations on one key. Cheap: a history of a million operations is sorted
-//! and walked, not searched.
+//! The promises of the levels, pair by pair of operations on one key. Cheap: a history of a million operations is
+//! sorted and walked, not searched.
 //!
 //!   - a read shows every write acknowledged before it began, or something newer, if their levels share a replica
-//!   - a read shows nothing older than an earlier read had shown, if their levels share a replica; which is older, stamps
-//!     say where both are told
+//!   - a read shows nothing older than an earlier read had shown, if their levels share a replica; which is older,
+//!     stamps say where both are told
 //!   - what is shown was asked for, by a write that had begun and was not refused
 //!   - a strong write has a newer stamp than every write acknowledged before it began that shares a replica with it; at
 //!     ALL, after a write that one replica had, perhaps the same
 //!
-//! Every finding is a broken promise; a broken promise need not be found, for example where the writes overlap and no stamp
-//! tells them apart (`ledger` says what is known, `linear` looks further). A write of unknown outcome may have happened or
-//! not, at any later moment: it explains what is shown and demands nothing.
+//! Every finding is a broken promise; a broken promise need not be found, for example where the writes overlap and no
+//! stamp tells them apart (`ledger` says what is known, `linear` looks further). A write of unknown outcome may have
+//! happened or not, at any later moment: it explains what is shown and demands nothing.
 //!
 //! Not here: which order of all operations would explain every answer (`linear`).
 
@@ -24,8 +24,8 @@ use super::ledger::{Ledger, Moment, Read, Running, Write};
 use super::settled::{Copies, Version};
 use crate::cell::Stamp;
 
-/// Judges the reads and stamps of the ledger's key. `lost` are the writes already known to be lost; `newest`: the newest
-/// version that a server holds in the end.
+/// Judges the reads and stamps of the ledger's key. `lost` are the writes already known to be lost; `newest`: the
+/// newest version that a server holds in the end.
 pub(super) fn check(
     ledger: &Ledger,
     newest: Option<&Version>,
@@ -156,8 +156,8 @@ impl<'a> Key<'a, '_> {
             let Some(stamp) = write.operation.stamp() else { continue };
             let at = Moment { us: write.operation.began_us, asked: write.needed };
             let strong = write.needed >= self.ledger.promises.quorum();
-            // A replica that alone had the earlier one and answered behind did not stand against the quorum that applied: the
-            // stamp told is then the earlier one's.
+            // A replica that alone had the earlier one and answered behind did not stand against the quorum that
+            // applied: the stamp told is then the earlier one's.
             let alone = |earlier: usize| {
                 self.ledger.writes[earlier].needed < self.ledger.sharing(self.ledger.promises.quorum())
             };

@@ -1,5 +1,5 @@
-//! What the replicas hold once faults have ended and everything owed has been delivered: now even what was only promised
-//! for later must be there.
+//! What the replicas hold once faults have ended and everything owed has been delivered: now even what was only
+//! promised for later must be there.
 //!
 //!   - the replicas of a key hold the same version
 //!   - it is not older than any acknowledged write, of whatever level; where deletions are collected, a key that nobody
@@ -81,8 +81,8 @@ impl Settled {
         for (value, stamp, nodes) in distinct(copies) {
             check_origin(ledger, value, stamp, &nodes, findings);
         }
-        // What is left of a deletion that was collected may be an older one: files restored from an old copy had the value
-        // from before it, which was dropped there.
+        // What is left of a deletion that was collected may be an older one: files restored from an old copy had the
+        // value from before it, which was dropped there.
         let newest = self.newest(ledger.key).filter(|_| !collected);
         check_not_older(ledger, newest, copies, lost, findings);
     }

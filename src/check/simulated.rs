@@ -1,5 +1,5 @@
-//! The judges are tried on stores that are correct by construction, where they must find nothing; on the same histories with
-//! one answer falsified; and on answers made up by chance, where the search must agree with trying every order.
+//! The judges are tried on stores that are correct by construction, where they must find nothing; on the same histories
+//! with one answer falsified; and on answers made up by chance, where the search must agree with trying every order.
 //!
 //! Not here: the real coordinator. These stores do each operation at one moment, on replicas drawn by lot.
 
@@ -221,8 +221,8 @@ fn a_correct_store_passes() {
     assert!(mixed > 500, "{mixed} keys with weak writes");
 }
 
-/// Not every falsified answer is wrong: it may be what another order would have shown. Which ones are, the search against
-/// every order decides below.
+/// Not every falsified answer is wrong: it may be what another order would have shown. Which ones are, the search
+/// against every order decides below.
 #[test]
 fn a_falsified_answer_is_found() {
     let (mut falsified, mut found, mut found_by_pairs) = (0, 0, 0);

@@ -9,9 +9,9 @@
 //! 3000 8000 3 QUORUM put k7 v13 unknown timeout
 //! ```
 //!
-//! Times are microseconds; the stamp behind `written` and `found` may be missing. Keys, values and reasons are written as
-//! the console writes values (`client::text`); a value that reads "nothing" is quoted. Lines that are empty or begin with
-//! `#` are skipped.
+//! Times are microseconds; the stamp behind `written` and `found` may be missing. Keys, values and reasons are written
+//! as the console writes values (`client::text`); a value that reads "nothing" is quoted. Lines that are empty or begin
+//! with `#` are skipped.
 
 use std::fmt;
 use std::io::{self, Write};

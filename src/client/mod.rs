@@ -14,10 +14,12 @@
 //! a server refuses is passed on and never tried elsewhere: the next coordinator sees the same replicas.
 //!
 //! Time: a connection is given up after `connect_timeout`, an answer after `call_timeout`, and a call takes at most
-//! that for each server it was sent to. A server that could not be reached is left alone for a moment, longer each time, and
-//! one that has not answered since is asked for a sign of life first: a frozen server takes connections like any other.
+//! that for each server it was sent to. A server that could not be reached is left alone for a moment, longer each
+//! time, and one that has not answered since is asked for a sign of life first: a frozen server takes connections like
+//! any other.
 //!
-//! Not here: what the words of a request mean (`chord.thrift` says that), retries that an application wants beyond these.
+//! Not here: what the words of a request mean (`chord.thrift` says that), retries that an application wants beyond
+//! these.
 
 use std::fmt;
 use std::sync::Arc;

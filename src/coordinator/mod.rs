@@ -1,6 +1,6 @@
 //! Carries a client's request to the replicas of its key and says what came of it.
 //!
-//!   write:  ring ─► who is up? ─► stamp ─► send to all up, hint for all absent ─► count until the level is met ─► answer
+//!   write:  ring ─► who is up? ─► stamp ─► send to all up, hint for all absent ─► count until the level ─► answer
 //!                                                                    └─► late ones are awaited; failed ones get a hint
 //!   read:   ring ─► who is up? ─► ask as many as needed ─► merge ─► write back to those behind ─► answer
 //!
@@ -561,7 +561,8 @@ impl Coordinator {
             let current = answered - resolved.repairs.len();
             match self.repair(&slice, resolved.repairs, deadline, trace).await {
                 Ok(()) => return Ok(found(admitted)),
-                // A replica that cannot be mended (its disk is full, say) must not stop reads that the others can answer.
+                // A replica that cannot be mended (its disk is full, say) must not stop reads that the others can
+                // answer.
                 Err((unmended, _)) if alive.len() > needed => alive.retain(|node| *node != unmended),
                 Err((unmended, failure)) => {
                     let why =
@@ -723,8 +724,8 @@ impl Coordinator {
         self.admit(bytes, "nothing was done")
     }
 
-    /// A share of the bound on memory for an answer that is not a read's; to be kept until it has been sent. A short one
-    /// needs none.
+    /// A share of the bound on memory for an answer that is not a read's; to be kept until it has been sent. A short
+    /// one needs none.
     pub fn admit_answer(&self, bytes: usize) -> Result<Option<Admitted>, Refused> {
         self.admission.admit_answer(bytes).ok_or_else(|| self.overloaded("nothing was done"))
     }

@@ -1,8 +1,8 @@
 //! How long a read may keep its thread: requests are done where the sockets are, and nobody else has a turn meanwhile.
 //!
-//! tokio allows a task so much in one turn (its cooperative budget of 128 units), and a socket takes one for each look at
-//! it. Here reads take theirs, in proportion to what they read, and begin only while something is left: of many that are
-//! under way in one task, such as the operations of a batch, the others wait for its next turn.
+//! tokio allows a task so much in one turn (its cooperative budget of 128 units), and a socket takes one for each look
+//! at it. Here reads take theirs, in proportion to what they read, and begin only while something is left: of many that
+//! are under way in one task, such as the operations of a batch, the others wait for its next turn.
 //!
 //! Not here: calls that are answered where their bytes arrived (`thrift::connection`).
 

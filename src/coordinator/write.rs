@@ -10,10 +10,10 @@
 //!   write began: the two are concurrent, either may win, and *behind* acknowledges. A replica that did not answer
 //!   before may hold something old and unknown, so its first *behind* does not.
 //!
-//!   And once a quorum has said *applied* in one round, no earlier acknowledged write is unknown any more: it would share
-//!   a replica with that quorum, which would have said *behind*. What a further replica is *behind* of is concurrent or
-//!   later, so above a quorum (ALL) *behind* acknowledges then. To send again would do harm: readers may have seen the
-//!   write and others overwritten it, and it would come back over them.
+//!   And once a quorum has said *applied* in one round, no earlier acknowledged write is unknown any more: it would
+//!   share a replica with that quorum, which would have said *behind*. What a further replica is *behind* of is
+//!   concurrent or later, so above a quorum (ALL) *behind* acknowledges then. To send again would do harm: readers may
+//!   have seen the write and others overwritten it, and it would come back over them.
 //!
 //! Each round hears from at least one replica more, so there are at most as many rounds as replicas; with clocks that
 //! agree there is one.

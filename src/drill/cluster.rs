@@ -6,8 +6,8 @@
 //!      └───────────────────────────────────                      frozen: any of them that has a process
 //! ```
 //!
-//! Nothing here waits for a server but `all_ready`: [`Cluster::look`] says what has become of those that were started or
-//! told to stop. Dropping the cluster kills every process that it started and lets go of those that it froze.
+//! Nothing here waits for a server but `all_ready`: [`Cluster::look`] says what has become of those that were started
+//! or told to stop. Dropping the cluster kills every process that it started and lets go of those that it froze.
 //!
 //! Not here: when to do what (`faults`, `scenario`).
 

@@ -24,7 +24,8 @@ pub enum Fault {
         /// In which shape.
         shape: Shape,
     },
-    /// Killed and started with a clock that is wrong by this many milliseconds; at the end killed and started with a true one.
+    /// Killed and started with a clock that is wrong by this many milliseconds; at the end killed and started with a
+    /// true one.
     Skew(Vec<(usize, i64)>),
     /// No byte more fits on its disk; at the end there is room again.
     DiskFull(usize),

@@ -2,8 +2,9 @@
 //!
 //! Each client asks one thing at a time: mostly QUORUM puts and gets, some removals, and some at ONE and ALL. Every put
 //! writes a value that nobody else writes. A client rests a little between two operations, so that a run has an even
-//! rate of its own from which a fault can be told, whatever the machine can do. And it keeps to the keys of one server's
-//! range: a client that waits for keys that a fault has hit does not hold up the others, and the cost is seen to be a share.
+//! rate of its own from which a fault can be told, whatever the machine can do. And it keeps to the keys of one
+//! server's range: a client that waits for keys that a fault has hit does not hold up the others, and the cost is seen
+//! to be a share.
 //!
 //! What must always be true: an operation stands in the history with what its client was told and nothing better. What
 //! may have happened is [`Told::Unknown`].

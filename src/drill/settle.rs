@@ -1,6 +1,6 @@
 //! After the faults: waits for quiet, and compares what the replicas hold.
 //!
-//!   everybody sees everybody ─► hints delivered ─► equal? ─► if not soon, each key is read at ALL, which mends it ─► equal?
+//!   everybody sees everybody ─► hints delivered ─► equal? ─► if not soon, a read of each key at ALL mends it ─► equal?
 //!
 //! Hints, writes under way and reconciliation make replicas equal by themselves; where that is switched off or does not
 //! come about, a read of the key does, and what it took to get there is said.

@@ -7,9 +7,9 @@
 //!     could digest in one go decides          different: page through it, keys and stamps only
 //! ```
 //!
-//! Nothing larger than one such stretch is ever in memory. Servers are asked while they work, so two digests of the same
-//! stretch may differ because a write is on its way. A difference counts only if a losing replica still holds the very
-//! same version after a while; one that has moved on is not stuck.
+//! Nothing larger than one such stretch is ever in memory. Servers are asked while they work, so two digests of the
+//! same stretch may differ because a write is on its way. A difference counts only if a losing replica still holds the
+//! very same version after a while; one that has moved on is not stuck.
 //!
 //! Not here: how the outcome looks (`report`).
 
@@ -414,7 +414,8 @@ pub(super) fn page_request(after: &[u8], upto: &[u8], cells: i32, value_bytes: i
     PageRequest::new(after.to_vec(), upto.to_vec(), cells, value_bytes)
 }
 
-/// The table in which a page of one cell begins. A cell that counts as gone is not shown: then it is where the page ends.
+/// The table in which a page of one cell begins. A cell that counts as gone is not shown: then it is where the page
+/// ends.
 fn table_of(page: &PageResult) -> Option<TableId> {
     if let Some(row) = page.cells.as_ref().and_then(|rows| rows.first()) {
         return row.table.and_then(|table| u16::try_from(table).ok()).map(TableId);

@@ -84,8 +84,8 @@ impl Drop for Directory {
     }
 }
 
-/// Syncs the directory's entry in its parent, and the parent's in its own: both may have been made just now, and what is
-/// acknowledged must not vanish with them when the power is cut.
+/// Syncs the directory's entry in its parent, and the parent's in its own: both may have been made just now, and what
+/// is acknowledged must not vanish with them when the power is cut.
 fn keep_entry(path: &Path) {
     let sync = |parent: &Path| File::open(parent)?.sync_all();
     let synced = path.canonicalize().and_then(|path| path.ancestors().skip(1).take(2).try_for_each(sync));

@@ -96,8 +96,9 @@ fn apply_message(
     output.write_message_end()
 }
 
-/// Where the number of mutations is in the frame of an apply: behind its length (4 bytes), the message header (12 and the
-/// name), the header of the argument (3), the epoch (3 + 8), and the header and the element type of the list (3 + 1).
+/// Where the number of mutations is in the frame of an apply: behind its length (4 bytes), the message header (12 and
+/// the name), the header of the argument (3), the epoch (3 + 8), and the header and the element type of the list (3 +
+/// 1).
 const APPLY_COUNT_AT: usize = 4 + 12 + Apply::NAME.len() + 3 + 3 + 8 + 3 + 1;
 
 /// What follows the last mutation: the ends of two structs.

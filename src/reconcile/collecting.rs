@@ -1,7 +1,7 @@
 //! Dead cells go: once all replicas of a range are proven equal, and every server has promised to send nothing older.
 //!
-//! The range is closed first (whatever older write comes then is refused), compared once more, and then each replica remembers how
-//! far it is collected: its horizon. The store drops what is behind it.
+//! The range is closed first (whatever older write comes then is refused), compared once more, and then each replica
+//! remembers how far it is collected: its horizon. The store drops what is behind it.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,8 +17,9 @@ use crate::store::leaves::{Cut, Horizon, Sum, table_end, table_start};
 use crate::thrift::chord::{PeerAsks, PeerReconcile, PeerReconciled};
 
 impl Reconciler {
-    /// All replicas are equal, and every server has promised: what is dead may go. Closes the range, compares once more,
-    /// and has this server remember the new horizon; the others are told it with the outcome. Returns the horizon.
+    /// All replicas are equal, and every server has promised: what is dead may go. Closes the range, compares once
+    /// more, and has this server remember the new horizon; the others are told it with the outcome. Returns the
+    /// horizon.
     pub(super) async fn collect(
         self: &Arc<Self>,
         index: usize,
@@ -81,8 +82,8 @@ impl Reconciler {
         kept.map_err(|failure| failure.to_string())
     }
 
-    /// Up to where dead cells could go now, by the promises and clocks of all servers. A while behind the newest, so that
-    /// stamps which clients choose by their own clocks are not refused.
+    /// Up to where dead cells could go now, by the promises and clocks of all servers. A while behind the newest, so
+    /// that stamps which clients choose by their own clocks are not refused.
     fn collectable(&self, index: usize) -> Horizon {
         let promised = self.promised();
         if !promised.missing.is_empty() {

@@ -2,17 +2,17 @@
 //!
 //! What differs goes both ways through the one `merge`, with these exceptions:
 //!
-//!   - A cell that may still be on its way is left alone, unless it has overtaken one that counts: then it moves, for the
-//!     side that has the older one could not say otherwise that it lacks nothing up to the cut. So two replicas can be
-//!     settled while clients write.
+//!   - A cell that may still be on its way is left alone, unless it has overtaken one that counts: then it moves, for
+//!     the side that has the older one could not say otherwise that it lacks nothing up to the cut. So two replicas can
+//!     be settled while clients write.
 //!   - With equal stamps and different contents both are sent: `merge` picks the same on both sides.
 //!   - One side has collected further than the other, and lacks a cell up to there: it had it, or something newer, when
 //!     it proved that all replicas were equal, and collected it since. The other side's files are older than that, so
-//!     the cell is dropped there: it is covered by a tombstone of its own stamp. This is what keeps a copy restored from a
-//!     backup from bringing deleted values back.
-//!   - One side has collected further than the other, and has an older version of a cell up to there. The newer one was not
-//!     collected, or the older one would have gone before it: it was taken since, by a server that did not know yet how far
-//!     the others have collected. It came late, and is taken for what it is.
+//!     the cell is dropped there: it is covered by a tombstone of its own stamp. This is what keeps a copy restored
+//!     from a backup from bringing deleted values back.
+//!   - One side has collected further than the other, and has an older version of a cell up to there. The newer one was
+//!     not collected, or the older one would have gone before it: it was taken since, by a server that did not know yet
+//!     how far the others have collected. It came late, and is taken for what it is.
 
 use crate::cell::Stamp;
 use crate::store::leaves::Cut;
@@ -41,7 +41,8 @@ pub(super) struct Plan {
     /// Of theirs, and of mine: cells that came late, which the other side takes if it is told that it may.
     pub fetch_late: Vec<usize>,
     pub give_late: Vec<usize>,
-    /// How many of these moves are of cells on their way which the other side has not got yet: no difference, but haste.
+    /// How many of these moves are of cells on their way which the other side has not got yet: no difference, but
+    /// haste.
     pub overtaken: usize,
 }
 

@@ -1,5 +1,5 @@
-//! The compared side: answers what the leader of a range asks. Every answer is bounded in cells, bytes and work, and says
-//! for how long this server wants to be left alone after it.
+//! The compared side: answers what the leader of a range asks. Every answer is bounded in cells, bytes and work, and
+//! says for how long this server wants to be left alone after it.
 
 use std::sync::Arc;
 
@@ -123,8 +123,8 @@ impl Reconciler {
             return Err("the stretch is missing".to_owned());
         };
         let mut cut = request.cut.as_ref().map(wire::read_cut).ok_or("the cut is missing")?;
-        // Named as it was before the cells are read: that the list lacks a cell of which the deletion was collected after
-        // that proves nothing.
+        // Named as it was before the cells are read: that the list lacks a cell of which the deletion was collected
+        // after that proves nothing.
         let horizon = self.horizon(index);
         cut.horizon = cut.horizon.or(horizon);
         let (cells, all) = self

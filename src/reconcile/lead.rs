@@ -6,9 +6,9 @@
 //! The sums sent to all the others are one and the same, made once: if each of them says *the same*, all replicas were
 //! equal, even though they were asked one after the other.
 //!
-//! While clients write everywhere, sums do not last: leaves are scanned and compared a few at a time (`walk`), with rests
-//! between them, not within. Writes that arrive in between are settled by exchanging lists: two
-//! replicas lack nothing of each other up to the cut if each has every cell of the other's list, or a newer one.
+//! While clients write everywhere, sums do not last: leaves are scanned and compared a few at a time (`walk`), with
+//! rests between them, not within. Writes that arrive in between are settled by exchanging lists: two replicas lack
+//! nothing of each other up to the cut if each has every cell of the other's list, or a newer one.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -43,8 +43,8 @@ const GROUPS_MAX: usize = SPANS_MAX / 4;
 /// Cells of one step of a walk, about; less than what one answer to `COMPARE` scans.
 const WALK_CELLS: usize = 2048;
 
-/// Cells that are scanned for one span of another server's question, about: of ten million leaves one has more by chance. More is
-/// there only if the other server has less, or has dropped what counts as gone here.
+/// Cells that are scanned for one span of another server's question, about: of ten million leaves one has more by
+/// chance. More is there only if the other server has less, or has dropped what counts as gone here.
 const SPAN_CELLS_MAX: usize = 16 * LEAF_CELLS as usize;
 
 /// How a pass through a range ended.
@@ -73,8 +73,9 @@ impl From<StoreError> for Stopped {
     }
 }
 
-/// A replica that is compared with this one, and the start of it that is meant: a server that starts again in the middle
-/// may have other files than were compared, so nothing that was found out about one start is ever said to another.
+/// A replica that is compared with this one, and the start of it that is meant: a server that starts again in the
+/// middle may have other files than were compared, so nothing that was found out about one start is ever said to
+/// another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Follower {
     pub node: NodeId,
@@ -251,8 +252,8 @@ impl Reconciler {
         }
     }
 
-    /// Looking at a range that is proven equal takes a smaller share than at one that may lack something; unless a server
-    /// gets back what it lost, for its ranges wait behind this one.
+    /// Looking at a range that is proven equal takes a smaller share than at one that may lack something; unless a
+    /// server gets back what it lost, for its ranges wait behind this one.
     pub(super) fn look_work(&self, index: usize) -> Work {
         let whole = self.nodes.iter().all(|node| self.is_whole(*node, index));
         let known = self.known();
@@ -426,8 +427,8 @@ impl Pass<'_> {
         Ok(spans)
     }
 
-    /// Finds the leaves in which the other server differs: group by group, then leaf by leaf. False: there are too many of
-    /// them, or it would have to scan too many, so that a walk is better.
+    /// Finds the leaves in which the other server differs: group by group, then leaf by leaf. False: there are too many
+    /// of them, or it would have to scan too many, so that a walk is better.
     async fn descend(
         &self,
         follower: Follower,
@@ -513,8 +514,8 @@ impl Pass<'_> {
         Ok(())
     }
 
-    /// Makes one leaf equal on all replicas, `suspects` first. If something differed, the next pass has to confirm it. If
-    /// only cells on their way came from one of them, all are asked again: whoever was asked before may lack them.
+    /// Makes one leaf equal on all replicas, `suspects` first. If something differed, the next pass has to confirm it.
+    /// If only cells on their way came from one of them, all are asked again: whoever was asked before may lack them.
     async fn settle_leaf(
         &mut self,
         start: &[u8],
@@ -567,7 +568,8 @@ impl Pass<'_> {
         while at[..] < *end {
             self.me.until_welcome(follower.node).await;
             let began = Instant::now();
-            // First: what is read now and sent much later must not pass for what was read after a collection in between.
+            // First: what is read now and sent much later must not pass for what was read after a collection in
+            // between.
             let my_horizon = self.me.horizon(self.index);
             let (mut cells, all) = self.me.store.run(&at, end, self.me.config.reconcile_list_cells)?;
             let mut upto = match cells.last() {

@@ -18,9 +18,9 @@
 //!   - Every message is bounded in spans, keys, cells and bytes; a leader has one question under way with one replica.
 //!   - Clients come first: work is done in steps of a millisecond, and rests in between (`pace`).
 //!
-//! `decide`, `state`, `stretch` and the sums are plain values without await, clock or socket. `lead` asks, `follow` answers;
-//! `promises` hears what may still come, `collecting` drops what is dead everywhere, `refill` gets back what files lack.
-//! docs/reconciliation.md has the whole argument.
+//! `decide`, `state`, `stretch` and the sums are plain values without await, clock or socket. `lead` asks, `follow`
+//! answers; `promises` hears what may still come, `collecting` drops what is dead everywhere, `refill` gets back what
+//! files lack. docs/reconciliation.md has the whole argument.
 //!
 //! Not here: hints (`handoff`), what a read mends (`coordinator`), which cells a leaf sums up (`store`).
 
@@ -74,8 +74,8 @@ use stretch::stretches;
 const OVERLOADED_PAUSE: Duration = Duration::from_millis(50);
 const OVERLOADED_ATTEMPTS: usize = 20;
 
-/// Passes through one range in a row, as long as cells move, before the others have their turn: one that finds the same again
-/// and again must not keep it. Two make equal what is not written to.
+/// Passes through one range in a row, as long as cells move, before the others have their turn: one that finds the same
+/// again and again must not keep it. Two make equal what is not written to.
 const PASSES_MAX: usize = 4;
 
 /// How far ahead of the clock a stamp may be and still count as made by one: a pass takes a while, and clients write.
@@ -239,8 +239,8 @@ impl Reconciler {
 
     // ---------------------------------------------------------------------------------------- comparing
 
-    /// Goes through the ranges that this server leads, again at once, a few times, through those where something differed; first
-    /// through those of a server that gets back what it lost.
+    /// Goes through the ranges that this server leads, again at once, a few times, through those where something
+    /// differed; first through those of a server that gets back what it lost.
     async fn run_rounds(self: Arc<Self>) {
         loop {
             tokio::time::sleep(self.round()).await;
@@ -312,8 +312,8 @@ impl Reconciler {
         moved
     }
 
-    /// Up to where the pass proves all replicas equal, or why it does not. `before`: what was promised when it began; a write
-    /// that was under way then may have come to one replica behind the comparison, and to no other.
+    /// Up to where the pass proves all replicas equal, or why it does not. `before`: what was promised when it began; a
+    /// write that was under way then may have come to one replica behind the comparison, and to no other.
     fn proven(
         &self,
         compared: &Compared,

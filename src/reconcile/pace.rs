@@ -1,7 +1,9 @@
-//! How much of this server's time reconciliation takes: a small share while clients come, a larger one when they do not.
+//! How much of this server's time reconciliation takes: a small share while clients come, a larger one when they do
+//! not.
 //!
 //! Work is done in steps of a millisecond or so and measured; after each, whoever works rests for as long as the share
-//! asks. A server that is asked by another does not rest while that one waits: it says how long it wants to be left alone.
+//! asks. A server that is asked by another does not rest while that one waits: it says how long it wants to be left
+//! alone.
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};

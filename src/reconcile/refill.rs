@@ -1,5 +1,5 @@
-//! How a server gets back what its files lack: a disk that was lost, or restored from an older copy (`standing` says how that is
-//! known). It takes writes meanwhile, and answers reads of a range once that is proven equal again.
+//! How a server gets back what its files lack: a disk that was lost, or restored from an older copy (`standing` says
+//! how that is known). It takes writes meanwhile, and answers reads of a range once that is proven equal again.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -45,8 +45,9 @@ pub(super) struct Files {
 impl Files {
     /// As the store remembers them. `generation`: of this start.
     pub fn new(store: &Store, nodes: &[NodeId], generation: i64) -> Files {
-        // Files that say nothing of themselves are new, though they may have rows: writes are taken from the start, and it may
-        // have been killed before this was written down. Or of an earlier release, of which nobody remembers anything.
+        // Files that say nothing of themselves are new, though they may have rows: writes are taken from the start, and
+        // it may have been killed before this was written down. Or of an earlier release, of which nobody remembers
+        // anything.
         let earlier = store.remembered(standing::INCARNATION);
         let whole = earlier.is_some_and(|incarnation| store.remembered(standing::WHOLE) == Some(incarnation));
         let remembered = |node: &NodeId| {
@@ -89,8 +90,8 @@ impl Reconciler {
         PeerMemory::new(self.known().files.incarnation, logged)
     }
 
-    /// Rows logged. Until another server was heard, those logged since this process began do not count for it: they would
-    /// make up in number for rows that an older copy lacks.
+    /// Rows logged. Until another server was heard, those logged since this process began do not count for it: they
+    /// would make up in number for rows that an older copy lacks.
     fn logged_for(&self, node: NodeId) -> i64 {
         let known = self.known();
         if known.heard.contains_key(&node) { self.store.logged() } else { known.files.logged_before }
@@ -132,7 +133,8 @@ impl Reconciler {
         );
         self.standing.lose_all();
         (known.files.whole, known.files.told) = (false, true);
-        // At once: with what it logs from now on it would look whole after a crash. `look_after_refill` sees whether it failed.
+        // At once: with what it logs from now on it would look whole after a crash. `look_after_refill` sees whether it
+        // failed.
         self.store.remember(self_numbers(known.files.incarnation, false), Answers::default().expect(self.me));
         let before = (self.stats.reconcile_cells_received.get(), self.stats.reconcile_bytes_received.get());
         let now = Instant::now();
@@ -197,8 +199,8 @@ impl Reconciler {
         (known.files.incarnation, known.files.whole) = (incarnation, true);
     }
 
-    /// What this server lost was stamped no later; `None`: not every server has been heard yet. It lost nothing that was
-    /// made after it had begun again, so every clock as it was when first heard of, or later, is late enough.
+    /// What this server lost was stamped no later; `None`: not every server has been heard yet. It lost nothing that
+    /// was made after it had begun again, so every clock as it was when first heard of, or later, is late enough.
     fn lost_upto(&self) -> Option<Stamp> {
         let latest = self.clock.latest();
         let mut known = self.known();
@@ -275,8 +277,8 @@ impl Reconciler {
         self.nodes.iter().filter(|node| **node != self.me).any(|node| new(&node))
     }
 
-    /// Waits until every server that is up has said what it remembers of this one; no longer than `within`. Before that no
-    /// read is answered, not even another server's: files that are older than they were must not count in a quorum.
+    /// Waits until every server that is up has said what it remembers of this one; no longer than `within`. Before that
+    /// no read is answered, not even another server's: files that are older than they were must not count in a quorum.
     pub async fn introduced(&self, within: Duration) {
         let deadline = Instant::now() + within;
         while self.config.reconciliation && self.somebody_is_new() && Instant::now() < deadline {

@@ -8,9 +8,9 @@
 //! Files have an incarnation, a number that rises whenever they were refilled, so that what was remembered of the files
 //! before them is not held against them.
 //!
-//! New files are whole, and remembered by others, once their server has heard every other one: any of them might remember
-//! more. So while one server of a new cluster was never started, nobody remembers anything, and a disk that is lost then is
-//! not missed.
+//! New files are whole, and remembered by others, once their server has heard every other one: any of them might
+//! remember more. So while one server of a new cluster was never started, nobody remembers anything, and a disk that is
+//! lost then is not missed.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -46,8 +46,8 @@ impl Claim {
         }
     }
 
-    /// What is remembered from now on of a server that claims `told`. Of one that is not whole nothing new: until it is,
-    /// what it once had counts.
+    /// What is remembered from now on of a server that claims `told`. Of one that is not whole nothing new: until it
+    /// is, what it once had counts.
     pub fn updated(self, told: Claim, whole: bool) -> Claim {
         if whole { self.max(told) } else { self }
     }

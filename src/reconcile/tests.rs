@@ -1,5 +1,5 @@
-//! Three servers' reconcilers over stores of their own, and no network between them: what one of them asks is answered by the
-//! other at once; before the answer arrives, a test may do something else.
+//! Three servers' reconcilers over stores of their own, and no network between them: what one of them asks is answered
+//! by the other at once; before the answer arrives, a test may do something else.
 
 use std::sync::OnceLock;
 use std::sync::atomic::AtomicUsize;
@@ -205,8 +205,8 @@ async fn what_is_missing_goes_where_it_is_missing() {
 async fn what_was_read_before_a_collection_is_not_given_as_read_after_it() {
     let cluster = Cluster::new().await;
     cluster.put(1, 1, value(5)).await;
-    // Server 1 leads, for it cannot hear server 0. When it and server 2 have listed what they have, server 0 proves all three
-    // equal, and what was deleted is collected.
+    // Server 1 leads, for it cannot hear server 0. When it and server 2 have listed what they have, server 0 proves all
+    // three equal, and what was deleted is collected.
     let collected = Horizon { stamp: Stamp(10), expired_s: 0 };
     let replicas = [cluster.server(1).clone(), cluster.server(2).clone()];
     cluster.meddle(move |_, request| {

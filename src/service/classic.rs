@@ -93,7 +93,8 @@ impl Service {
         }
     }
 
-    /// Delivers the hints kept for that server and returns when they are delivered; at once if that is under way already.
+    /// Delivers the hints kept for that server and returns when they are delivered; at once if that is under way
+    /// already.
     pub(super) async fn resend_hints(self: Arc<Self>, id: i32) -> Result<(), SystemException> {
         let unknown = || Wrong(format!("there is no server {id}; ids are 0 to {}", self.nodes.len() - 1));
         let target = self.node(id).ok_or_else(|| self.refuse(unknown()))?;

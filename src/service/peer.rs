@@ -1,7 +1,8 @@
 //! Service `Peer`: what other servers ask of this one as a replica.
 //!
 //! A connection is another server's once it has greeted and was welcomed: same cluster, same ring, and it meant this
-//! server. Until then nothing of this service is done for it. That keeps mistakes out, not intruders: nothing is authenticated.
+//! server. Until then nothing of this service is done for it. That keeps mistakes out, not intruders: nothing is
+//! authenticated.
 
 use std::sync::Arc;
 

@@ -5,12 +5,13 @@
 //! Each cell has a checksum over key and cell, so bytes that changed on the disk are reported and never served.
 //!
 //! Pages are small, for to change a cell is to write a whole one, and a read copies one. In a table sorted by key
-//! SQLite puts a row longer than a quarter of its page on a page of its own, of which the rest is wasted. A cell that would
-//! be in such a row is kept in a table sorted by number instead, whose rows may fill their page; its row has the number.
-//! Files of earlier releases keep their larger pages, and long cells where they are until they are written anew.
+//! SQLite puts a row longer than a quarter of its page on a page of its own, of which the rest is wasted. A cell that
+//! would be in such a row is kept in a table sorted by number instead, whose rows may fill their page; its row has the
+//! number. Files of earlier releases keep their larger pages, and long cells where they are until they are written
+//! anew.
 //!
-//! A promise is kept here for others: [`Base::largest`] is at least the stamp of every cell in the file, and is so before
-//! the cell gets there. A cell with a larger stamp needs no look at the file.
+//! A promise is kept here for others: [`Base::largest`] is at least the stamp of every cell in the file, and is so
+//! before the cell gets there. A cell with a larger stamp needs no look at the file.
 //!
 //! Not here: how the file is written (`base_writer`), who reads it through which connection (`readers`).
 
@@ -124,7 +125,8 @@ impl Base {
             sqlite::open_to_read(disk, &path, &FORMAT, config.base_cache_bytes, config.base_mmap_bytes)?;
         let mut found = Found::read(&connection, &path)?;
         drop(connection);
-        // A server may be started meanwhile, and clear the tables of sstables that it compacted: `cells` is always asked.
+        // A server may be started meanwhile, and clear the tables of sstables that it compacted: `cells` is always
+        // asked.
         found.sstables.cells_largest = Stamp(i64::MAX);
         let flushed_upto = found.flushed_upto;
         let base = Base::new(path, disk.clone(), config, found);
@@ -286,8 +288,8 @@ impl Base {
         })
     }
 
-    /// Shows `each` the newest cells that some sources have in a run of keys, in order, while it returns true. Returns how
-    /// many cells the sources have for those it was pleased with.
+    /// Shows `each` the newest cells that some sources have in a run of keys, in order, while it returns true. Returns
+    /// how many cells the sources have for those it was pleased with.
     pub fn walk(
         &self,
         connection: &Connection,
@@ -476,8 +478,8 @@ pub(super) fn cell_checksum(key: &[u8], cell: &[u8]) -> u32 {
     hasher.finalize()
 }
 
-/// A checksum as rows have it. With a sign it takes four bytes, so that a cell may be overwritten where it is by one of the
-/// same length; without, every other one takes six.
+/// A checksum as rows have it. With a sign it takes four bytes, so that a cell may be overwritten where it is by one of
+/// the same length; without, every other one takes six.
 pub(super) fn stored(checksum: u32) -> i64 {
     i64::from(checksum.cast_signed())
 }

@@ -1,11 +1,11 @@
 //! How data.db is written: memtables into sstables, sstables into `cells`.
 //!
-//! A flush that has many cells for each page of `cells` is written there at once; another becomes an sstable (`sstable`).
-//! Once those are large against `cells`, or many, they are compacted: merged, in key order, into `cells`. Until that
-//! is done to the last cell readers look into them as well, so a crash or an error in between changes nothing that anybody
-//! sees, and the next compaction begins from the first key again, where it finds most of its work done.
-//! Long cells go to `cells` at once: there they bring a page anyway.
-//! Damage that a flush or a compaction meets ends the writing: what could be lost must not be written over.
+//! A flush that has many cells for each page of `cells` is written there at once; another becomes an sstable
+//! (`sstable`). Once those are large against `cells`, or many, they are compacted: merged, in key order, into `cells`.
+//! Until that is done to the last cell readers look into them as well, so a crash or an error in between changes
+//! nothing that anybody sees, and the next compaction begins from the first key again, where it finds most of its work
+//! done. Long cells go to `cells` at once: there they bring a page anyway. Damage that a flush or a compaction meets
+//! ends the writing: what could be lost must not be written over.
 //!
 //! Two promises are kept here for others:
 //!   - What [`BaseWriter`] has committed is on the disk, whatever the configured durability: the log is forgotten
@@ -46,8 +46,8 @@ const PUT_LONG: &str = "INSERT INTO long_cells(cell, checksum) VALUES (?1, ?2)";
 const REPLACE_LONG: &str = "UPDATE long_cells SET cell = ?1, checksum = ?2 WHERE id = ?3";
 const DELETE_LONG: &str = "DELETE FROM long_cells WHERE id = ?1";
 
-/// Write straight to `cells` if it is at most this many times larger than the flush: then there are some cells for each of
-/// its pages.
+/// Write straight to `cells` if it is at most this many times larger than the flush: then there are some cells for each
+/// of its pages.
 const AT_ONCE_TIMES: u64 = 4;
 
 /// The writing side.
@@ -68,8 +68,8 @@ pub(super) struct BaseWriter {
     compacted_together: usize,
     /// Slots of none whose tables have rows.
     to_clear: Vec<usize>,
-    /// No cell of `cells` has a larger stamp, except those that the compaction under way has put there, all of which are
-    /// in its sstables as well.
+    /// No cell of `cells` has a larger stamp, except those that the compaction under way has put there, all of which
+    /// are in its sstables as well.
     cells_largest: Stamp,
     /// No cell of those sstables has a larger stamp.
     compacted_largest: Stamp,
@@ -230,13 +230,14 @@ impl BaseWriter {
         written.map(|_| ()).map_err(|source| self.reading(source))
     }
 
-    /// Lets reads that begin from now on see what was written. To be called before what was flushed is dropped from memory.
+    /// Lets reads that begin from now on see what was written. To be called before what was flushed is dropped from
+    /// memory.
     pub fn show(&self) {
         self.base.show(SsTables::new(self.sstables.clone(), self.cells_largest));
     }
 
-    /// Gives `pages` free pages back to the file system, if there are at least `free_min`, in one transaction. True if there may be more.
-    /// A file that was made before pages could be given back only uses them again.
+    /// Gives `pages` free pages back to the file system, if there are at least `free_min`, in one transaction. True if
+    /// there may be more. A file that was made before pages could be given back only uses them again.
     pub fn give_back(&mut self, pages: usize, free_min: usize) -> Result<bool, StoreError> {
         let free = self.number("freelist_count")?;
         if free < free_min as u64 || self.number("auto_vacuum")? == 0 {
@@ -322,8 +323,8 @@ impl BaseWriter {
         }
     }
 
-    /// Clears the table of a slot without an sstable, in one transaction, which reads all its pages and writes few. False if
-    /// all are clear.
+    /// Clears the table of a slot without an sstable, in one transaction, which reads all its pages and writes few.
+    /// False if all are clear.
     pub fn clear_one(&mut self) -> Result<bool, StoreError> {
         let Some(slot) = self.to_clear.last() else { return Ok(false) };
         sqlite::run(&self.connection, &BlockTable::of_slot(*slot).clear)
@@ -332,8 +333,8 @@ impl BaseWriter {
         Ok(true)
     }
 
-    /// Writes the next cells of a memtable, in key order, in one transaction. `last`: with these all of it is in the file.
-    /// An error: nothing of this was written.
+    /// Writes the next cells of a memtable, in key order, in one transaction. `last`: with these all of it is in the
+    /// file. An error: nothing of this was written.
     pub fn write<'a>(
         &mut self,
         flush: &mut Flush,
@@ -411,8 +412,8 @@ impl BaseWriter {
         Ok(self.sstables.len() >= self.compacted_together || !self.sstables.is_empty() && large()?)
     }
 
-    /// Begins to compact the sstables there are, or as many as are compacted together: a server that was stopped again and again
-    /// may have more. Not while a memtable is being written.
+    /// Begins to compact the sstables there are, or as many as are compacted together: a server that was stopped again
+    /// and again may have more. Not while a memtable is being written.
     pub fn begin_compaction(&mut self) -> Compaction {
         let compacted = &self.sstables[..self.sstables.len().min(self.compacted_together)];
         let compaction = Compaction {
@@ -429,8 +430,8 @@ impl BaseWriter {
         compaction
     }
 
-    /// Writes the next cells of a compaction in one transaction: at least one, at most as many cells and bytes as given. With
-    /// the last of them its sstables cease to be any. An error: nothing of this was written.
+    /// Writes the next cells of a compaction in one transaction: at least one, at most as many cells and bytes as
+    /// given. With the last of them its sstables cease to be any. An error: nothing of this was written.
     pub fn compact(
         &mut self,
         compaction: &mut Compaction,
@@ -506,8 +507,8 @@ impl BaseWriter {
         Ok((pages * self.page_bytes as u64).saturating_sub(sstables))
     }
 
-    /// Writes a cell to `cells` by `put`, a prepared [`PUT`], unless that has it, or one that wins against it; `known`: no cell
-    /// there that this could be has a larger stamp.
+    /// Writes a cell to `cells` by `put`, a prepared [`PUT`], unless that has it, or one that wins against it; `known`:
+    /// no cell there that this could be has a larger stamp.
     fn put_if_newer(
         &self,
         put: &mut CachedStatement<'_>,
@@ -555,7 +556,8 @@ impl BaseWriter {
         !fits(cell.len()) && fits(ID_BYTES)
     }
 
-    /// Where in long_cells the cell under a key lies, if it does. A number that fails its checksum is another's, or nobody's.
+    /// Where in long_cells the cell under a key lies, if it does. A number that fails its checksum is another's, or
+    /// nobody's.
     fn long_id(&self, key: &[u8]) -> rusqlite::Result<Option<i64>> {
         if !self.has_long.get() {
             return Ok(None);

@@ -1,5 +1,5 @@
-//! Cells of data.db that were asked for lately. Keys that are asked for again and again then cost no search in the file,
-//! wherever in it they lie.
+//! Cells of data.db that were asked for lately. Keys that are asked for again and again then cost no search in the
+//! file, wherever in it they lie.
 //!
 //! What is kept is what the file held at some moment since the cache was last forgotten. That is enough where it is
 //! forgotten after a flush and before the flushed memtable is dropped: until then readers see the newer cells there.
@@ -21,7 +21,8 @@ const ENTRY_OVERHEAD_BYTES: usize = 160;
 /// Bytes of an entry, to tell how many there will be, which the cache wants to know to keep track of what it dropped.
 const ENTRY_BYTES: usize = 300;
 
-/// Parts with a lock each. Fixed, for what is dropped first depends on it, and simulations are to be the same everywhere.
+/// Parts with a lock each. Fixed, for what is dropped first depends on it, and simulations are to be the same
+/// everywhere.
 const SHARDS: usize = 16;
 
 type Kept = Cache<Box<[u8]>, Entry, EntryBytes, Xxh3DefaultBuilder>;

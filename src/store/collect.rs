@@ -1,8 +1,8 @@
 //! Drops the dead cells that count as gone from data.db, leaf by leaf, and gives their pages back.
 //!
 //! A cell is dropped only if memory has nothing under its key: an older version there, which it shadows, would come to
-//! light. None can get there any more, for behind the horizon nothing is taken (`ranges`), and what was logged before is
-//! flushed first: all of it, for a version that lost is in the log alone, and a replay would bring it back.
+//! light. None can get there any more, for behind the horizon nothing is taken (`ranges`), and what was logged before
+//! is flushed first: all of it, for a version that lost is in the log alone, and a replay would bring it back.
 //!
 //! Not here: what counts as gone, and since when (`reconcile`).
 

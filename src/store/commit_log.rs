@@ -6,11 +6,12 @@
 //! What must always be true, and how a start finds out that it is not:
 //!   - Sequences have no gap: a number is used up only when its transaction commits. A gap is a lost row.
 //!   - Every row has a checksum over all of it, its sequence included. A row that fails it was changed on the disk.
-//!   - `written_upto` (set before each checkpoint) is at most the last sequence. If rows end before it, the end is lost;
-//!     rows after it are in the write-ahead log, whose frames SQLite checks itself.
-//!   - The last hint's sequence is the larger of `hinted_upto`, which is set when hints are forgotten, and of those in the table.
-//!   - `flushed_upto` is at most what data.db says it holds. Rows up to it are forgotten, some with each few commits, and
-//!     by themselves once nobody writes.
+//!   - `written_upto` (set before each checkpoint) is at most the last sequence. If rows end before it, the end is
+//!     lost; rows after it are in the write-ahead log, whose frames SQLite checks itself.
+//!   - The last hint's sequence is the larger of `hinted_upto`, which is set when hints are forgotten, and of those in
+//!     the table.
+//!   - `flushed_upto` is at most what data.db says it holds. Rows up to it are forgotten, some with each few commits,
+//!     and by themselves once nobody writes.
 //!
 //! A torn end of the write-ahead log is no damage: SQLite drops a transaction that was not committed.
 //!
@@ -60,8 +61,8 @@ pub(super) const FLUSHED_UPTO: &str = "flushed_upto";
 /// Rows up to this sequence were once written.
 pub(super) const WRITTEN_UPTO: &str = "written_upto";
 
-/// Hints up to this sequence were once written, and all that are in the table. Written whenever some are forgotten, for then
-/// the table alone does not tell.
+/// Hints up to this sequence were once written, and all that are in the table. Written whenever some are forgotten, for
+/// then the table alone does not tell.
 pub(super) const HINTED_UPTO: &str = "hinted_upto";
 
 /// SQLite's page cache for the log: enough for the pages of one transaction; a larger one spills.
@@ -73,7 +74,8 @@ const ROW_COLUMNS: usize = 9;
 
 /// Rows forgotten for each that is written, so that forgetting keeps ahead of writing.
 const FORGOTTEN_PER_ROW: usize = 2;
-/// Also forget one row per 64 bytes written, so that the file does not grow when a few long rows follow many short ones.
+/// Also forget one row per 64 bytes written, so that the file does not grow when a few long rows follow many short
+/// ones.
 const BYTES_PER_FORGOTTEN: usize = 64;
 /// The fewest rows forgotten together: with fewer the same page would be written again and again until it is empty.
 const FORGOTTEN_TOGETHER: i64 = 128;
@@ -156,9 +158,9 @@ impl CommitLog {
         })
     }
 
-    /// Replays what data.db, which holds the rows up to `held_upto`, does not have, and gets ready to write. Returns the
-    /// cells as a memtable and how many rows were read. Whenever they fill `window_bytes`, `flush` writes them to data.db,
-    /// up to the given sequence.
+    /// Replays what data.db, which holds the rows up to `held_upto`, does not have, and gets ready to write. Returns
+    /// the cells as a memtable and how many rows were read. Whenever they fill `window_bytes`, `flush` writes them to
+    /// data.db, up to the given sequence.
     pub fn recover(
         &mut self,
         held_upto: i64,
@@ -192,8 +194,8 @@ impl CommitLog {
         Ok(())
     }
 
-    /// Makes the file one of the latest format, and ends the write-ahead log before anything new is written; but not before
-    /// every check for damage has passed.
+    /// Makes the file one of the latest format, and ends the write-ahead log before anything new is written; but not
+    /// before every check for damage has passed.
     pub fn settle(&mut self, disk: &Disk) -> Result<(), OpenError> {
         sqlite::upgrade(&self.connection, &self.path, &FORMAT, self.format)?;
         sqlite::set_meta(&self.connection, WRITTEN_UPTO, self.next - 1).map_err(self.using())?;
@@ -384,8 +386,8 @@ impl CommitLog {
         Ok(())
     }
 
-    /// Forgets some rows with a commit of `rows` rows and hints and `bytes` bytes: only some, for a long deletion would hold up
-    /// everybody.
+    /// Forgets some rows with a commit of `rows` rows and hints and `bytes` bytes: only some, for a long deletion would
+    /// hold up everybody.
     fn forget_with(&mut self, rows: usize, bytes: usize) -> rusqlite::Result<()> {
         let for_rows = FORGOTTEN_PER_ROW * rows;
         self.forgettable += for_rows.max(bytes / BYTES_PER_FORGOTTEN) as i64;

@@ -1,27 +1,28 @@
 //! When the log's writer is woken it yields to threads that are ready to run, as long as that costs little.
 //!
-//! A thread that wakes up takes the processor from the one that runs, and on a busy machine that is the one about to hand it more
-//! work: a server that reads a socket with twenty writes in it is stopped after the first. If the writer goes after it, it finds all
-//! twenty and commits them together. Where no other thread is ready, yielding takes less than a microsecond, so unlike a timer it
-//! never leaves a processor idle.
+//! A thread that wakes up takes the processor from the one that runs, and on a busy machine that is the one about to
+//! hand it more work: a server that reads a socket with twenty writes in it is stopped after the first. If the writer
+//! goes after it, it finds all twenty and commits them together. Where no other thread is ready, yielding takes less
+//! than a microsecond, so unlike a timer it never leaves a processor idle.
 //!
 //! It must not yield to a program that has nothing to do with the store and computes: that keeps the processor for
-//! milliseconds, and each commit would wait for it. So once yields take long, there are none for a while. What a yield does is
-//! up to the system (`sched_yield(2)`); this was measured with Linux 6.18 on two processors.
+//! milliseconds, and each commit would wait for it. So once yields take long, there are none for a while. What a yield
+//! does is up to the system (`sched_yield(2)`); this was measured with Linux 6.18 on two processors.
 
 use std::thread;
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// Three quarters of a millisecond for each of about 32 yields. Four servers and their load on two processors take 0.05 to 0.3; if
-/// programs that compute run beside them, one or two, it is 1.1 to 1.2.
+/// Three quarters of a millisecond for each of about 32 yields. Four servers and their load on two processors take 0.05
+/// to 0.3; if programs that compute run beside them, one or two, it is 1.1 to 1.2.
 const LATELY_MAX: Duration = Duration::from_millis(24);
 
 /// A yield counts as no more than this: one may take long by chance.
 const COUNTED_MAX: Duration = Duration::from_millis(4);
 
-/// How long there are none then. Finding out again takes about 40 ms, and longer where a yield takes only a little too long.
+/// How long there are none then. Finding out again takes about 40 ms, and longer where a yield takes only a little too
+/// long.
 const PAUSE: Duration = Duration::from_secs(3);
 
 /// Yields, unless that took long lately.

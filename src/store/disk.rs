@@ -1,7 +1,7 @@
 //! What the store's files are on: the operating system's file system, or one of a simulation.
 //!
-//! SQLite's files go through a SQLite VFS; the few bytes that are read and written beside SQLite (`wal_check`, `mark`) go
-//! through [`PlainFile`].
+//! SQLite's files go through a SQLite VFS; the few bytes that are read and written beside SQLite (`wal_check`, `mark`)
+//! go through [`PlainFile`].
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -20,7 +20,8 @@ pub struct Disk {
 
 /// Files that are not the operating system's.
 pub trait Files: Send + Sync {
-    /// The name under which their SQLite VFS is registered. It must offer shared memory: a file has several connections.
+    /// The name under which their SQLite VFS is registered. It must offer shared memory: a file has several
+    /// connections.
     fn vfs(&self) -> &str;
 
     /// Opens a file that is there, to read it from its beginning.

@@ -1,7 +1,7 @@
 //! Which keys an sstable may have, in few bits, so that a get need not look into those without its key.
 //!
-//! A split block Bloom filter: a key has a bit in each of the eight words of one block, so that asking touches one line of
-//! the processor's cache. <https://parquet.apache.org/docs/file-format/bloomfilter/>
+//! A split block Bloom filter: a key has a bit in each of the eight words of one block, so that asking touches one line
+//! of the processor's cache. <https://parquet.apache.org/docs/file-format/bloomfilter/>
 
 use xxhash_rust::xxh3::xxh3_64;
 

@@ -3,8 +3,8 @@
 //! Order is everything: the cells are in data.db, on the disk, before the frozen memtable is dropped and before the
 //! log hears that it may forget their rows. A crash at any point leaves each cell in the log, in data.db, or in both.
 //!
-//! When there is nothing to flush, sstables are compacted, and when there is nothing to compact, dead cells are dropped.
-//! How fast: `pace`.
+//! When there is nothing to flush, sstables are compacted, and when there is nothing to compact, dead cells are
+//! dropped. How fast: `pace`.
 //!
 //! If the disk is full the frozen memtable is kept and the flush tried again; if data.db fails otherwise, the store
 //! takes no more writes.
@@ -34,8 +34,8 @@ const TRANSACTION_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// How long to wait before a flush that failed for lack of space is tried again.
 const RETRY: Duration = Duration::from_secs(1);
 
-/// How many times shorter than it may be a transaction is while there is time: what it keeps from the processors and the
-/// disk, a millisecond or two, those who wait for an answer hardly notice.
+/// How many times shorter than it may be a transaction is while there is time: what it keeps from the processors and
+/// the disk, a millisecond or two, those who wait for an answer hardly notice.
 const SHORTER: usize = 10;
 
 /// Cells of a flushed memtable whose memory is given back at once: that takes half a millisecond or so.
@@ -126,7 +126,8 @@ impl Flusher {
         (self.transaction_cells.div_ceil(shorter), TRANSACTION_BYTES_MAX / shorter)
     }
 
-    /// How a flush stands against the active memtable. The next transaction counts as written: none is behind from the first.
+    /// How a flush stands against the active memtable. The next transaction counts as written: none is behind from the
+    /// first.
     fn standing(&self, job: &Job) -> Standing {
         let written = job.cells + self.transaction_cells as u64;
         Standing { done: written as f64 / job.frozen.table.len().max(1) as f64, full: self.fullness() }
@@ -305,8 +306,8 @@ impl Flusher {
         }
     }
 
-    /// Something that no write waits for has failed: whoever wants it asks again, the next collection drops what this one did not, a
-    /// compaction goes on where it was.
+    /// Something that no write waits for has failed: whoever wants it asks again, the next collection drops what this
+    /// one did not, a compaction goes on where it was.
     fn fail_in_background(&mut self, what: &str, error: &StoreError) -> Turn {
         match fault_of(error) {
             Fault::Full | Fault::Busy => {

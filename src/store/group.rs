@@ -1,9 +1,10 @@
 //! When the log's writer takes its next batch: at once, unless several requests are written at the same time.
 //!
-//! A commit costs about the same whatever is in it: an fsync, whole pages, wake-ups on each replica. If it begins as soon as the last
-//! one ended it carries only those who were answered before the others, and the others go with the next. So after a commit of
-//! several requests the next begins a window later, in which the rest comes. A client that writes one after the other is not delayed.
-//! Cassandra calls that `commitlog_sync: group`, PostgreSQL `commit_delay` with `commit_siblings`.
+//! A commit costs about the same whatever is in it: an fsync, whole pages, wake-ups on each replica. If it begins as
+//! soon as the last one ended it carries only those who were answered before the others, and the others go with the
+//! next. So after a commit of several requests the next begins a window later, in which the rest comes. A client that
+//! writes one after the other is not delayed. Cassandra calls that `commitlog_sync: group`, PostgreSQL `commit_delay`
+//! with `commit_siblings`.
 //!
 //! Not here: what fills a transaction or the queue, and is not kept waiting either (`queue`).
 

@@ -1,11 +1,12 @@
 //! Hints in log.db: mutations kept for servers that were absent, in the same transactions as the log.
 //!
-//! A hint has a sequence of its own, rising over all targets, never used twice; handed over, hints of a target are in that
-//! order. Delivered hints are deleted in any order, so gaps mean nothing here. Therefore
-//! a start has SQLite check the structure of this table and its index, and checks every hint's checksum itself.
+//! A hint has a sequence of its own, rising over all targets, never used twice; handed over, hints of a target are in
+//! that order. Delivered hints are deleted in any order, so gaps mean nothing here. Therefore a start has SQLite check
+//! the structure of this table and its index, and checks every hint's checksum itself.
 //!
-//! The table is sorted by the sequence alone, so that a new hint comes last: SQLite then begins a new page where another
-//! table's would be split, with its neighbours. An index says which hints are for whom; a page of it holds hundreds.
+//! The table is sorted by the sequence alone, so that a new hint comes last: SQLite then begins a new page where
+//! another table's would be split, with its neighbours. An index says which hints are for whom; a page of it holds
+//! hundreds.
 //!
 //! Not here: when to keep a hint and when to deliver it (`coordinator`, `handoff`).
 

@@ -25,13 +25,15 @@ use crate::key::{self, PARTITION_KEY_BYTES_MAX, TableId};
 use super::sorted_cells::Key;
 use super::view::cell_hash;
 
-/// A leaf ends behind a key whose hash has this many low zero bits: 1,024 cells on average, a millisecond or two to scan.
+/// A leaf ends behind a key whose hash has this many low zero bits: 1,024 cells on average, a millisecond or two to
+/// scan.
 const BOUNDARY_BITS: u32 = 10;
 
 /// Cells of a leaf, on average.
 pub const LEAF_CELLS: u64 = 1 << BOUNDARY_BITS;
 
-/// Up to where deletions and expired values were collected: dead cells it covers count as gone, wherever they still lie.
+/// Up to where deletions and expired values were collected: dead cells it covers count as gone, wherever they still
+/// lie.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Horizon {
     /// Dead cells up to this stamp are gone.
@@ -283,8 +285,8 @@ struct Index {
     tables: BTreeSet<TableId>,
     /// The largest partition key of each ring range.
     tokens: Vec<Vec<u8>>,
-    /// The last change of any leaf. One count for all: a leaf that is joined to its neighbour and cut off again, while somebody
-    /// scans it, does not have the number that it had.
+    /// The last change of any leaf. One count for all: a leaf that is joined to its neighbour and cut off again, while
+    /// somebody scans it, does not have the number that it had.
     changes: u64,
 }
 
@@ -326,8 +328,8 @@ impl Leaves {
     }
 
     /// A scan that began at the start of `leaf` came to its end, or to the end of the first of the leaves that it turns
-    /// out to be. If it was written meanwhile, the cut is kept but not the sum; if others cut or joined it meanwhile, neither:
-    /// two may scan one leaf at once.
+    /// out to be. If it was written meanwhile, the cut is kept but not the sum; if others cut or joined it meanwhile,
+    /// neither: two may scan one leaf at once.
     pub fn note(&self, leaf: &LeafView, scan: &Scan) {
         assert!(scan.complete, "only what was scanned whole has a sum");
         self.index().note(leaf, scan);

@@ -3,8 +3,8 @@
 //!
 //! SQLite takes a write-ahead log up to its first bad frame; if the last commits are damaged or cut off, nothing in the
 //! two files tells that from a power cut in the middle of a commit. This file does: it is written after each commit, in
-//! one small write and without a sync. A killed server leaves it exact. After a power cut it may be older, which does no
-//! harm. It is never newer than what was synced, as long as every commit is: so it also says which durability was
+//! one small write and without a sync. A killed server leaves it exact. After a power cut it may be older, which does
+//! no harm. It is never newer than what was synced, as long as every commit is: so it also says which durability was
 //! promised when it was written, and a log that ends before a mark of `process-crash` is no damage.
 
 use std::io;
@@ -65,8 +65,8 @@ impl Mark {
         self.read_all().map_or(otherwise, |(_, durability)| durability)
     }
 
-    /// From now on the log is written under `durability`, and has come this far. Synced, for what follows relies on it; a
-    /// disk that fails to is not to be written to.
+    /// From now on the log is written under `durability`, and has come this far. Synced, for what follows relies on it;
+    /// a disk that fails to is not to be written to.
     pub(super) fn begin(mut self, reached: Reached, durability: Durability) -> io::Result<Mark> {
         self.durability = durability;
         self.file.write(&self.naming(reached))?;

@@ -20,8 +20,8 @@ use crate::cell::{Cell, Stamp};
 /// share. (A short key is counted here and by its length; a long one has its own allocation.)
 const ENTRY_OVERHEAD_BYTES: usize = 65;
 
-/// Encoded cells up to this length are copied into the memtable under its lock: those of one hold then take some tens of
-/// microseconds.
+/// Encoded cells up to this length are copied into the memtable under its lock: those of one hold then take some tens
+/// of microseconds.
 const SHORT_CELL_BYTES: usize = 1024;
 
 /// An encoded cell, as the memtable keeps it.
@@ -92,8 +92,8 @@ impl Memory {
         memtable.max(self.logged_bytes as f64 / log_bytes_max as f64)
     }
 
-    /// Where the active memtable may hold these keys. Also reads what merging cells under them will read, so that it is at
-    /// hand once the lock is taken that keeps readers out.
+    /// Where the active memtable may hold these keys. Also reads what merging cells under them will read, so that it is
+    /// at hand once the lock is taken that keeps readers out.
     pub fn find(&self, keys: &[Key]) -> Vec<Place> {
         if let Some(frozen) = &self.frozen {
             frozen.table.cells.find(keys);

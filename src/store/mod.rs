@@ -12,8 +12,8 @@
 //!   - Memory and data.db together are the fold (`cell::merge`) of all that was logged.
 //!   - All cells of a mutation become visible at once.
 //!   - Memory is bounded by configuration: the queue, two memtables (each with at most one batch more), page caches,
-//!     the cells of data.db that are kept, a filter for each of up to 24 sstables (a hundredth of a memtable of cells of 100
-//!     bytes, more of shorter ones).
+//!     the cells of data.db that are kept, a filter for each of up to 24 sstables (a hundredth of a memtable of cells
+//!     of 100 bytes, more of shorter ones).
 //!   - Damage is reported, never skipped: see `commit_log` for how it is found.
 //!
 //! data.db is written with `synchronous=FULL` whatever the durability: because of it the log forgets, so it must not
@@ -421,8 +421,8 @@ impl Store {
         self.leaves().each(start, end, show);
     }
 
-    /// The cells from one engine key up to but without another, at most `cells_max` and about a megabyte, and whether those
-    /// are all.
+    /// The cells from one engine key up to but without another, at most `cells_max` and about a megabyte, and whether
+    /// those are all.
     pub fn run(&self, start: &[u8], end: &[u8], cells_max: usize) -> Result<Run, StoreError> {
         self.shared().view.range(start, Some(end), cells_max, RUN_BYTES_MAX)
     }

@@ -1,8 +1,8 @@
 //! Looking into the directory of a stopped server without changing its files.
 //!
 //! log.db and data.db and their write-ahead logs are only read; SQLite may leave an index (`-shm`) beside them. The
-//! rows that are not flushed yet are held in memory, at most a few memtables of them. What a start would refuse as damaged
-//! is refused here too: better nothing than an older state of it.
+//! rows that are not flushed yet are held in memory, at most a few memtables of them. What a start would refuse as
+//! damaged is refused here too: better nothing than an older state of it.
 
 use std::collections::BTreeMap;
 use std::path::Path;

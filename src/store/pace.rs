@@ -1,9 +1,9 @@
 //! How fast the flusher works, and whoever else can wait: no faster than they have to.
 //!
-//! A flush is not urgent until the next memtable is nearly full, a compaction not until the slots of sstables are, and those
-//! who answer need the processors and the disk. So transactions are short, and between two of them the flusher rests, as long
-//! as it is faster than that room fills. Once it falls behind, it stops resting, and transactions are long, which costs the
-//! least: writes that find all room taken wait for it.
+//! A flush is not urgent until the next memtable is nearly full, a compaction not until the slots of sstables are, and
+//! those who answer need the processors and the disk. So transactions are short, and between two of them the flusher
+//! rests, as long as it is faster than that room fills. Once it falls behind, it stops resting, and transactions are
+//! long, which costs the least: writes that find all room taken wait for it.
 //!
 //! What counts is how fast each was lately: however much there is to do, nothing is urgent once nobody writes.
 
@@ -24,7 +24,8 @@ const REST_MAX: Duration = Duration::from_secs(1);
 /// How often a resting flusher looks whether there still is time.
 const LOOK: Duration = Duration::from_millis(10);
 
-/// How full the room may be when the work is done. The rest is for what comes in between, such as a disk that gets slower.
+/// How full the room may be when the work is done. The rest is for what comes in between, such as a disk that gets
+/// slower.
 const FULL_WHEN_DONE: f64 = 0.7;
 
 /// How long both are watched before older measurements are forgotten.
@@ -80,8 +81,8 @@ pub(super) fn rest_after(began: Instant) -> Duration {
     (began.elapsed() * REST).clamp(REST_MIN, REST_MAX)
 }
 
-/// True if, both going on as they did since `before`, the work will be done before the room is too full. Where it is full
-/// nothing is written because writes wait.
+/// True if, both going on as they did since `before`, the work will be done before the room is too full. Where it is
+/// full nothing is written because writes wait.
 fn is_in_time(before: Standing, now: Standing) -> bool {
     if now.full >= 1.0 {
         return false;

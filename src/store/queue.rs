@@ -1,4 +1,5 @@
-//! What waits for the commit log: bounded in number and bytes, taken once it was released, and closed when the store ends.
+//! What waits for the commit log: bounded in number and bytes, taken once it was released, and closed when the store
+//! ends.
 
 use std::collections::VecDeque;
 use std::mem::size_of;
@@ -126,8 +127,8 @@ impl Queue {
         self.has_enough(&waiting)
     }
 
-    /// From now on the taker is to be woken for no fewer than `enough`, unless those there fill a transaction or half of the
-    /// queue. True if they are there.
+    /// From now on the taker is to be woken for no fewer than `enough`, unless those there fill a transaction or half
+    /// of the queue. True if they are there.
     pub fn tell_of(&self, enough: usize) -> bool {
         let mut waiting = self.waiting.lock().expect("no panic while it is held");
         waiting.enough = enough;
@@ -140,7 +141,8 @@ impl Queue {
             || (released > 0 && bytes >= self.batch_bytes_max.min(self.bytes_max / 2))
     }
 
-    /// The next batch: all that was released, up to the bounds of a transaction, and at least one of it, if there is any.
+    /// The next batch: all that was released, up to the bounds of a transaction, and at least one of it, if there is
+    /// any.
     pub fn take(&self) -> Vec<Request> {
         let mut waiting = self.waiting.lock().expect("no panic while it is held");
         let most = waiting.released.min(self.batch_mutations_max);

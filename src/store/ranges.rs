@@ -1,12 +1,12 @@
-//! The ring's ranges as the store knows them: where they end, up to where each was collected, and up to where each takes
-//! no more writes.
+//! The ring's ranges as the store knows them: where they end, up to where each was collected, and up to where each
+//! takes no more writes.
 //!
 //! What must always be true, and is decided by the log's writer alone, in the order in which it commits:
 //!   - Behind the horizon of its range no write is taken that is not there already: the deletion that it may have lost
 //!     to is no longer there to meet it.
-//!   - What another replica held (read repair, reconciliation) is taken there only if it was read under the same horizon
-//!     or a later one. What was read before may have been deleted and collected since; unless, under that horizon, there was
-//!     a live cell of the same key and an older stamp.
+//!   - What another replica held (read repair, reconciliation) is taken there only if it was read under the same
+//!     horizon or a later one. What was read before may have been deleted and collected since; unless, under that
+//!     horizon, there was a live cell of the same key and an older stamp.
 //!
 //! Not here: when a range is closed and collected (`reconcile`).
 
@@ -85,8 +85,8 @@ impl Ranges {
         self.highest.fetch_max(highest, Ordering::AcqRel);
     }
 
-    /// From now on the range takes no writes up to this stamp, or up to a larger one if that was said before: two who lead
-    /// it may ask at once.
+    /// From now on the range takes no writes up to this stamp, or up to a larger one if that was said before: two who
+    /// lead it may ask at once.
     pub fn close(&self, index: usize, upto: Stamp) {
         self.highest.fetch_max(upto.0, Ordering::AcqRel);
         let closed = &mut self.inner.write().expect("no panic while it is held").closed[index];

@@ -1,7 +1,7 @@
 //! The connections that read data.db: a few, lent to whichever thread reads.
 //!
-//! Which sstables there are belongs to the state of the file that a read sees: both are taken together here, so that none is
-//! looked for after its table was cleared for another.
+//! Which sstables there are belongs to the state of the file that a read sees: both are taken together here, so that
+//! none is looked for after its table was cleared for another.
 //!
 //! Not here: what is read (`base`).
 
@@ -48,8 +48,8 @@ struct Lending {
 }
 
 /// A connection, and the read transaction it is in. To begin and to end one costs two locks of the file, more than to
-/// look up a cell; so one is kept until a flush is done, or the file is checkpointed. Another program finds its locks: it can
-/// read, but not cut the write-ahead log off.
+/// look up a cell; so one is kept until a flush is done, or the file is checkpointed. Another program finds its locks:
+/// it can read, but not cut the write-ahead log off.
 struct Reader {
     connection: Connection,
     /// [`Lending::state`] when it was lent for the first read of it; `None`: it is in none.
@@ -89,8 +89,8 @@ impl Readers {
         &self.path
     }
 
-    /// Lends a connection in a transaction that began since the file was last [shown anew](Readers::show), with the sstables
-    /// of that state; waits for one if all are lent. Reads are short.
+    /// Lends a connection in a transaction that began since the file was last [shown anew](Readers::show), with the
+    /// sstables of that state; waits for one if all are lent. Reads are short.
     pub fn read<T>(
         &self,
         read: impl FnOnce(&Connection, &SsTables) -> Result<T, StoreError>,
@@ -137,8 +137,8 @@ impl Readers {
         (lending.idle.pop(), state, lending.sstables.clone())
     }
 
-    /// A connection in a transaction that began in that state: the idle one, if it is or can be, or a new one. False if it
-    /// may have begun in a later one: it is not to be read with the sstables of that state.
+    /// A connection in a transaction that began in that state: the idle one, if it is or can be, or a new one. False if
+    /// it may have begun in a later one: it is not to be read with the sstables of that state.
     fn begin(&self, idle: Option<Reader>, state: u64) -> Result<(Reader, bool), StoreError> {
         let usable = idle.and_then(|mut reader| {
             let usable = reader.began == Some(state) || reader.end();

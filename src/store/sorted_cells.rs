@@ -1,13 +1,15 @@
-//! Encoded cells in the order of their engine keys: a B+ tree of three levels that waits for memory as little as can be.
+//! Encoded cells in the order of their engine keys: a B+ tree of three levels that waits for memory as little as can
+//! be.
 //!
 //!   top      where each branch begins
-//!   branch   up to 256 nodes, and where each begins; with the top a hundredth of the data, mostly in the processor's cache
+//!   branch   up to 256 nodes, and where each begins; with the top a hundredth of the data, mostly in the caches
 //!   node     up to 31 cells, and their keys
 //!
 //! In a large tree a search is mostly waiting for memory: for the keys of a node, then for its cell. One search can do
-//! nothing about that, but those of a batch can wait together: [`SortedCells::find`] makes the same step of many searches
-//! before it makes the next of any, without a jump that depends on a key, so that the processor has many loads under way.
-//! A place that it found may be out of date when it is used: whoever uses one looks whether the key is there.
+//! nothing about that, but those of a batch can wait together: [`SortedCells::find`] makes the same step of many
+//! searches before it makes the next of any, without a jump that depends on a key, so that the processor has many loads
+//! under way. A place that it found may be out of date when it is used: whoever uses one looks whether the key is
+//! there.
 //!
 //! Not here: which of two cells wins (`memtable`).
 
@@ -27,7 +29,8 @@ const BRANCH_NODES: usize = 256;
 /// Searches that wait for memory together: about as many loads as a processor's core has under way.
 const TOGETHER: usize = 16;
 
-/// Keys up to this length are kept in the nodes: those of partition keys of up to 18 bytes, fewer with zeros among them.
+/// Keys up to this length are kept in the nodes: those of partition keys of up to 18 bytes, fewer with zeros among
+/// them.
 const SHORT_KEY_BYTES: usize = 22;
 
 /// An engine key. Short ones are kept in place, so that a search, which mostly waits for memory, has no pointer to
@@ -190,8 +193,8 @@ impl SortedCells {
         places
     }
 
-    /// The cell under a key, to be overwritten; it is looked for in `place` first. If there is none, before which place it
-    /// belongs, or behind.
+    /// The cell under a key, to be overwritten; it is looked for in `place` first. If there is none, before which place
+    /// it belongs, or behind.
     pub fn get_mut(&mut self, key: &Key, place: Place) -> Result<&mut Box<[u8]>, Place> {
         let place = self.look(place, key).unwrap_or_else(|| self.search(key))?;
         Ok(&mut self.branches[place.branch].nodes[place.node].cells[place.cell])
@@ -331,8 +334,8 @@ impl Node {
         self.keys().iter().zip(&self.cells).map(|(key, cell)| (&**key, &**cell))
     }
 
-    /// What has no room any more becomes a node of its own: half of the cells, or, when appending to the last node, only the new
-    /// one, which leaves that node full.
+    /// What has no room any more becomes a node of its own: half of the cells, or, when appending to the last node,
+    /// only the new one, which leaves that node full.
     fn insert(&mut self, key: Key, cell: Box<[u8]>, last: bool) -> Option<Box<Node>> {
         let at = self.keys().partition_point(|held| *held <= key);
         if self.len < NODE_CELLS {

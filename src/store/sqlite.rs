@@ -171,9 +171,10 @@ pub(super) struct Format {
     pub page_bytes: u32,
     /// Free pages can be given back to the file system.
     pub gives_back: bool,
-    /// The statements that create its tables, indexes and views, without `;`: those of format 1, what format 2 added, and so on,
-    /// which may also be what takes the place of something earlier, and brings its content there. Those that begin with `CREATE`
-    /// are word for word as SQLite keeps them. How many formats a file has is in the header's `user_version`.
+    /// The statements that create its tables, indexes and views, without `;`: those of format 1, what format 2 added,
+    /// and so on, which may also be what takes the place of something earlier, and brings its content there. Those that
+    /// begin with `CREATE` are word for word as SQLite keeps them. How many formats a file has is in the header's
+    /// `user_version`.
     pub schema: &'static [&'static [&'static str]],
 }
 
@@ -204,8 +205,8 @@ const BUSY_TIMEOUT: Duration = Duration::from_secs(2);
 /// Statements a connection keeps prepared.
 const STATEMENTS_MAX: usize = 96;
 
-/// Opens a file for its one writer, and says which format it has: the latest, if it was created just now; one of an earlier
-/// release is to be [upgraded](upgrade) once it has been checked. Not `may_create`: it must be there.
+/// Opens a file for its one writer, and says which format it has: the latest, if it was created just now; one of an
+/// earlier release is to be [upgraded](upgrade) once it has been checked. Not `may_create`: it must be there.
 pub(super) fn open_to_write(
     disk: &Disk,
     path: &Path,
@@ -272,8 +273,8 @@ pub(super) fn upgrade(
     })
 }
 
-/// Opens a file that exists, to read it while its writer runs, or after it has stopped. It may be of an older format, lack
-/// what came later, and have what was replaced.
+/// Opens a file that exists, to read it while its writer runs, or after it has stopped. It may be of an older format,
+/// lack what came later, and have what was replaced.
 pub(super) fn open_to_read(
     disk: &Disk,
     path: &Path,
@@ -293,7 +294,8 @@ pub(super) fn open_to_read(
     Ok(connection)
 }
 
-/// Copies the write-ahead log into the database. `how`: PASSIVE (what no reader prevents) or TRUNCATE (all, or an error).
+/// Copies the write-ahead log into the database. `how`: PASSIVE (what no reader prevents) or TRUNCATE (all, or an
+/// error).
 pub(super) fn checkpoint(connection: &Connection, how: &str) -> rusqlite::Result<()> {
     let mut statement = connection.prepare_cached(&format!("PRAGMA wal_checkpoint({how})"))?;
     let blocked: bool = statement.query_row([], |row| row.get(0))?; // which SQLite does not call an error
@@ -304,7 +306,8 @@ pub(super) fn checkpoint(connection: &Connection, how: &str) -> rusqlite::Result
     Ok(())
 }
 
-/// When a write-ahead log is to be copied into its database: by the pages it has, of which SQLite tells after each commit.
+/// When a write-ahead log is to be copied into its database: by the pages it has, of which SQLite tells after each
+/// commit.
 pub(super) struct Checkpoints {
     /// Each time this many pages were written.
     every: usize,
@@ -341,9 +344,9 @@ impl Checkpoints {
     }
 }
 
-/// What a crash left in the write-ahead log may be in memory only, if its fsync had failed, and what is written after it
-/// would be lost with it at a power cut. So all of it goes into the database, and the log is cut off on the disk as well:
-/// its older part, brought back by a power cut, would undo what is in the database.
+/// What a crash left in the write-ahead log may be in memory only, if its fsync had failed, and what is written after
+/// it would be lost with it at a power cut. So all of it goes into the database, and the log is cut off on the disk as
+/// well: its older part, brought back by a power cut, would undo what is in the database.
 pub(super) fn settle(connection: &Connection, disk: &Disk, path: &Path) -> Result<(), OpenError> {
     checkpoint(connection, "TRUNCATE").map_err(|source| OpenError::using(path, source))?;
     let log = write_ahead_log(path);

@@ -1,12 +1,12 @@
-//! Sstables: memtables as they were flushed, each in a table of data.db of its own, until they are compacted: merged into
-//! the one large table, `cells`.
+//! Sstables: memtables as they were flushed, each in a table of data.db of its own, until they are compacted: merged
+//! into the one large table, `cells`.
 //!
-//! A memtable has a cell or two for each page of a large table. Written there at once each would bring its page with it,
-//! twice, for the write-ahead log and for the file. In a table of its own it fills pages from first to last, and several
-//! together have as many cells for a page as make it worth while.
+//! A memtable has a cell or two for each page of a large table. Written there at once each would bring its page with
+//! it, twice, for the write-ahead log and for the file. In a table of its own it fills pages from first to last, and
+//! several together have as many cells for a page as make it worth while.
 //!
-//! Readers look into `cells` and into every sstable whose filter does not say no, and merge what they find. Sstables have
-//! no order among themselves: the stamps of their cells decide.
+//! Readers look into `cells` and into every sstable whose filter does not say no, and merge what they find. Sstables
+//! have no order among themselves: the stamps of their cells decide.
 //!
 //! A table is an sstable once it has its row in `sstables`, written in the transaction with its last cells. Rows
 //! of one that has none are what a crash left of a flush, or what was compacted; whoever needs the table clears it.
@@ -24,8 +24,8 @@ use super::filter::Filter;
 use super::sqlite::{self, OpenError};
 use crate::cell::Stamp;
 
-/// How many there can be: twice the most that may be compacted together (`compaction_sstables`), for as many are flushed while
-/// that goes on.
+/// How many there can be: twice the most that may be compacted together (`compaction_sstables`), for as many are
+/// flushed while that goes on.
 pub(super) const SLOTS: usize = 24;
 
 macro_rules! block_table {

@@ -5,8 +5,8 @@
 //! commit with it. The two can be told apart: a transaction is written only after the one before it was synced, so a
 //! power cut leaves at most one commit behind the first bad frame. More than one is damage.
 //!
-//! The format is <https://sqlite.org/fileformat2.html#walformat>. Frames of an earlier round of the same file have other
-//! salts and are no part of the log.
+//! The format is <https://sqlite.org/fileformat2.html#walformat>. Frames of an earlier round of the same file have
+//! other salts and are no part of the log.
 
 use std::io::{self, BufReader, Read};
 use std::path::Path;

@@ -1,15 +1,17 @@
-//! The only writer of log.db: takes what is queued, commits it in one transaction, merges it into the memtable, answers.
+//! The only writer of log.db: takes what is queued, commits it in one transaction, merges it into the memtable,
+//! answers.
 //!
 //!   queue ─► log.db (one fsync for the whole batch) ─► memtable ─► answers, all with one wake-up ─► checkpoint, if due
 //!
-//! A cell is in the memtable only if the log has it, so replay after a crash returns every acknowledged cell. A batch is what
-//! had arrived when the last fsync ended or, while several write at once, a little later (`group`, `courtesy`). Rows that are
-//! flushed are forgotten along with others that are written, or, once nobody has written for a while, by themselves, with
-//! rests in which somebody may.
+//! A cell is in the memtable only if the log has it, so replay after a crash returns every acknowledged cell. A batch
+//! is what had arrived when the last fsync ended or, while several write at once, a little later (`group`, `courtesy`).
+//! Rows that are flushed are forgotten along with others that are written, or, once nobody has written for a while, by
+//! themselves, with rests in which somebody may.
 //!
 //! When the log fails:
-//!   - no space, or somebody's lock: the transaction is undone, everybody in it hears *refused, nothing was stored*, and
-//!     the next one tries again. Without requests one that leaves no trace tries once a second, so that the reason goes away.
+//!   - no space, or somebody's lock: the transaction is undone, everybody in it hears *refused, nothing was stored*,
+//!     and the next one tries again. Without requests one that leaves no trace tries once a second, so that the reason
+//!     goes away.
 //!   - anything else (I/O error, failed fsync, damage): no more writes until a restart. What the operating system holds
 //!     of the file cannot be trusted any more. If it failed while committing, the answer is *unknown*.
 
@@ -43,8 +45,8 @@ use crate::mutation::Mutation;
 /// Cells merged under one hold of the memtable's lock, so that readers get in between.
 const CELLS_PER_HOLD: usize = 256;
 
-/// Rows are forgotten in a transaction of their own only once nothing was written for this long: what comes next would wait
-/// for it.
+/// Rows are forgotten in a transaction of their own only once nothing was written for this long: what comes next would
+/// wait for it.
 const QUIET: Duration = Duration::from_millis(100);
 
 /// How often a transaction that leaves no trace tries whether the disk has space again.
@@ -71,7 +73,8 @@ pub(super) struct Writer {
 
 /// An answer on its way to who asked.
 pub(super) enum Given {
-    /// With what was applied: most of it was allocated over there, and freeing what another thread allocated costs more.
+    /// With what was applied: most of it was allocated over there, and freeing what another thread allocated costs
+    /// more.
     Apply(AnswerTo<ApplyAnswer>, ApplyAnswer, Option<Arc<Mutation>>),
     Done(AnswerTo<Result<(), Failure>>, Result<(), Failure>),
 }
@@ -266,8 +269,9 @@ impl Writer {
             }
             rest = later;
         }
-        // After memory: what was frozen there may be in the base by now. Only a client's write has to know: whoever brings
-        // what others have is content that it is here, and a read of the file for each hint is most of what it costs.
+        // After memory: what was frozen there may be in the base by now. Only a client's write has to know: whoever
+        // brings what others have is content that it is here, and a read of the file for each hint is most of what it
+        // costs.
         let base = &self.shared.view.base;
         for ((origin, mutation), behind) in batch.iter().filter_map(applied).zip(&mut behind) {
             if origin == Origin::Write && mutation.cells.iter().any(|(_, cell)| cell.stamp <= base.largest())
@@ -375,8 +379,9 @@ impl Writer {
         }
     }
 
-    /// Hands a memtable that is full, or is to be flushed, to the flusher, if it has none. Even an empty one: rows whose cells
-    /// lost against what is flushed are in the log and nowhere else, and only a flush says that they need not be replayed.
+    /// Hands a memtable that is full, or is to be flushed, to the flusher, if it has none. Even an empty one: rows
+    /// whose cells lost against what is flushed are in the log and nowhere else, and only a flush says that they need
+    /// not be replayed.
     fn freeze_if_full(&self) {
         let mut memory = self.shared.view.memory.write().expect("no panic while it is held");
         let wanted = self.shared.flush_wanted.load(Atomic::Acquire);

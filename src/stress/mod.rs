@@ -8,7 +8,8 @@
 //! ```
 //!
 //! What must always be true of a published number: no operation behind it failed (unless that was allowed), the warm-up
-//! is not in it, with a fixed rate a stall is in it, and the durability at which writes were acknowledged stands beside it.
+//! is not in it, with a fixed rate a stall is in it, and the durability at which writes were acknowledged stands beside
+//! it.
 //!
 //! Not here: how a request travels (`client`).
 

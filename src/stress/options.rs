@@ -16,8 +16,8 @@ use crate::thrift::chord;
 /// Put a Tetrachord cluster under load, and say what it did and what that cost.
 ///
 /// Workloads A, B, C, D and F are YCSB's; read, write, remove and mixed are plain ones over uniformly drawn keys.
-/// Latencies are measured at this end of the wire. With --rate they count from the moment an operation was due, not from
-/// when it could at last be sent, so that a stall shows in the percentiles.
+/// Latencies are measured at this end of the wire. With --rate they count from the moment an operation was due, not
+/// from when it could at last be sent, so that a stall shows in the percentiles.
 ///
 /// Exit code: 0 every operation succeeded (or --allow-errors), 1 some did not and nothing was published, 2 wrong use or
 /// no server.

@@ -4,9 +4,9 @@
 //! asked less, and only the few operations under way see the stall.
 //!
 //! Open loop (`--rate`): operation n is due at a moment that was fixed before the first byte was sent, and its latency
-//! counts from there. A stall delays every operation that falls due meanwhile, and each shows it ("coordinated omission"
-//! is avoided). Due moments lie on a grid of [`TICK`]: a thread of its own releases all that are due at each point, which
-//! is finer than the runtime's timers and costs little.
+//! counts from there. A stall delays every operation that falls due meanwhile, and each shows it ("coordinated
+//! omission" is avoided). Due moments lie on a grid of [`TICK`]: a thread of its own releases all that are due at each
+//! point, which is finer than the runtime's timers and costs little.
 //!
 //! Operations that were due but could not be begun by the end are counted apart ([`Next::NeverBegun`]), with the time
 //! they had waited: leaving them out would hide the worst.

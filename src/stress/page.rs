@@ -1,4 +1,5 @@
-//! One HTML page for a run, or for two: figures, pictures, costs. It needs nothing beside itself, no script, no network.
+//! One HTML page for a run, or for two: figures, pictures, costs. It needs nothing beside itself, no script, no
+//! network.
 
 use super::chart::{Axis, Bars, Chart, Line, escape};
 use super::compare;

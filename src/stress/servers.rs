@@ -1,7 +1,8 @@
 //! What a load costs the servers: their counters before and after, and what the system says of their processes.
 //!
-//! Counters come over the wire. Processor time, memory and bytes written come from `/proc`, where the server runs on this
-//! machine: its process is the one that listens on its port. Of a server elsewhere only what it tells itself is known.
+//! Counters come over the wire. Processor time, memory and bytes written come from `/proc`, where the server runs on
+//! this machine: its process is the one that listens on its port. Of a server elsewhere only what it tells itself is
+//! known.
 
 use std::collections::BTreeMap;
 use std::fs;

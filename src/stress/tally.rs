@@ -1,7 +1,7 @@
 //! What callers saw: latencies by kind, and errors by kind and class.
 //!
-//! Each thread of the tool has one [`Window`], which its callers fill without lock or allocation and which is taken away
-//! once a second; windows of all threads are merged, second by second, and then into the whole.
+//! Each thread of the tool has one [`Window`], which its callers fill without lock or allocation and which is taken
+//! away once a second; windows of all threads are merged, second by second, and then into the whole.
 
 use std::collections::BTreeMap;
 use std::time::Duration;

@@ -28,7 +28,8 @@ pub enum Protocol {
 /// message alone would not bound what reading it takes.
 pub const CONTAINER_ITEMS_MAX: usize = 100_000;
 
-/// The name of what is written: neither protocol carries names of fields and structs, and the crate would allocate each.
+/// The name of what is written: neither protocol carries names of fields and structs, and the crate would allocate
+/// each.
 pub const UNNAMED: &str = "";
 
 /// Nested structs and containers of a reply that a client reads.

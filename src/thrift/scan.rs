@@ -100,8 +100,8 @@ enum Open {
     Header,
     /// A struct: fields until a stop.
     Fields,
-    /// A container: `left` values of these two kinds alternately, so that `second` is due when one value is left. The two
-    /// are the same for lists and sets.
+    /// A container: `left` values of these two kinds alternately, so that `second` is due when one value is left. The
+    /// two are the same for lists and sets.
     Values { first: Kind, second: Kind, left: usize },
 }
 

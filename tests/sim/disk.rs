@@ -1,12 +1,12 @@
 //! A disk in memory that forgets what was not synced.
 //!
 //! Every file has what a reader sees *now* and what would be left after a power cut: the bytes of the last sync, and of
-//! each write since then all, a part, or nothing, as the seed decides. A killed process leaves all of *now*. Each start of
-//! a node is an incarnation of its disk; what an earlier incarnation still has open can neither read nor write.
+//! each write since then all, a part, or nothing, as the seed decides. A killed process leaves all of *now*. Each start
+//! of a node is an incarnation of its disk; what an earlier incarnation still has open can neither read nor write.
 //!
-//! Trouble is switched on by the world: writes and syncs that fail, a disk that is full, and a fuse, which ends the node in
-//! the middle of the write or sync that burns it. After a failed sync the system forgets which pages were unsynced, as
-//! Linux does: they are seen, but a power cut may take them, and no later sync saves them.
+//! Trouble is switched on by the world: writes and syncs that fail, a disk that is full, and a fuse, which ends the
+//! node in the middle of the write or sync that burns it. After a failed sync the system forgets which pages were
+//! unsynced, as Linux does: they are seen, but a power cut may take them, and no later sync saves them.
 //!
 //! Not here: SQLite (`vfs`).
 

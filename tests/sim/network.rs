@@ -4,8 +4,8 @@
 //! process on each side, breaks when either ends, and is given up when it is silent; liveness hears of all that. Calls
 //! themselves are treated worse than TCP would.
 //!
-//! Each direction of each pair draws from a generator of its own, so that taking something out of a run changes the rest
-//! as little as may be.
+//! Each direction of each pair draws from a generator of its own, so that taking something out of a run changes the
+//! rest as little as may be.
 
 use std::collections::BTreeMap;
 use std::future::pending;

@@ -1,5 +1,5 @@
-//! Runs made by hand, each around one thing that once went wrong or that seeds meet too seldom. Seeds change their meaning
-//! whenever a plan is drawn differently; these do not. All of them run every time.
+//! Runs made by hand, each around one thing that once went wrong or that seeds meet too seldom. Seeds change their
+//! meaning whenever a plan is drawn differently; these do not. All of them run every time.
 
 use tetrachord::answer::NodeId;
 use tetrachord::config::Config;
@@ -117,8 +117,8 @@ fn old_copy_under_load() -> Plan {
     Plan { weather, faults, clients: (0..8).map(client).collect(), ..plan }
 }
 
-/// Without the third server nothing can be proven, so the second is not whole again. It logs more rows than its copy lacks, and
-/// ends.
+/// Without the third server nothing can be proven, so the second is not whole again. It logs more rows than its copy
+/// lacks, and ends.
 fn old_copy_restarted() -> Plan {
     let plan = calm(10);
     let put = |key, think_ms, level| step(think_ms, 0, key, level, What::Put(20));
@@ -133,8 +133,8 @@ fn old_copy_restarted() -> Plan {
     Plan { faults, clients: vec![before, after], ..plan }
 }
 
-/// The first replica has the writes, the second loses them with its disk, and the third, which never had them, reads: it
-/// hears only the second.
+/// The first replica has the writes, the second loses them with its disk, and the third, which never had them, reads:
+/// it hears only the second.
 fn empty_disk_under_reads() -> Plan {
     let plan = calm(6);
     let config = Config { handoff: false, ..plan.config };
@@ -156,7 +156,8 @@ fn empty_disk_under_reads() -> Plan {
     Plan { config, weather, faults, clients, ..plan }
 }
 
-/// What was written last is left out when replicas are compared: a range may be equal up to a second ago, and lack that.
+/// What was written last is left out when replicas are compared: a range may be equal up to a second ago, and lack
+/// that.
 fn disk_lost_right_after_writes() -> Plan {
     let plan = calm(8);
     let config = Config { reconcile_round_ms: 100, ..plan.config };

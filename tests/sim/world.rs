@@ -153,7 +153,8 @@ const EQUAL_WITHIN: Duration = Duration::from_secs(30);
 /// So long nothing may change before it counts as quiet: a connection that lost its last messages is found out by then.
 const QUIET_FOR: Duration = Duration::from_secs(3);
 
-/// Time for every server to notice which of its connections are dead: eight heartbeats of the slowest weather, and more.
+/// Time for every server to notice which of its connections are dead: eight heartbeats of the slowest weather, and
+/// more.
 const CONNECTED_WITHIN: Duration = Duration::from_secs(60);
 
 /// What a request may take past its deadline, when nothing held its server up.
@@ -461,7 +462,8 @@ impl World {
         others.filter(remembers).map(|other| (other, self.place(other, |place| place.generation))).collect()
     }
 
-    /// The files of a server that has just ended are gone, or others are in their place, in which `logged` rows were logged.
+    /// The files of a server that has just ended are gone, or others are in their place, in which `logged` rows were
+    /// logged.
     fn replace_files(&self, node: NodeId, files: Image, generation: i64, logged: Option<i64>) {
         let witnesses = logged.map_or(Vec::new(), |logged| self.witnesses(node, logged));
         self.place(node, |place| {
@@ -921,8 +923,8 @@ impl World {
         }
     }
 
-    /// All hints are said to be delivered: a hint that was there, and a replica that has nothing as new. Of files that were
-    /// lost nothing is asked: a hint went with them, or what a hint had brought.
+    /// All hints are said to be delivered: a hint that was there, and a replica that has nothing as new. Of files that
+    /// were lost nothing is asked: a hint went with them, or what a hint had brought.
     fn hint_not_delivered(&self) -> Option<String> {
         let lost = |node: NodeId| self.place(node, |place| place.lost.is_some());
         self.hinted.borrow_mut().retain(|(from, to, _), _| !lost(*from) && !lost(*to));

@@ -199,8 +199,8 @@ async fn what_is_not_ours_is_refused_and_not_touched() {
     assert!(matches!(error, OpenError::Unusable { .. }), "{error}");
 }
 
-/// Format 1 of data.db has no place of their own for long cells, format 2 no sstables, format 3 fewer of them, and checksums
-/// without a sign.
+/// Format 1 of data.db has no place of their own for long cells, format 2 no sstables, format 3 fewer of them, and
+/// checksums without a sign.
 #[tokio::test]
 async fn a_data_db_of_an_earlier_release_is_read_and_written_on() {
     for format in [1, 2, 3] {

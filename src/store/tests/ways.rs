@@ -340,8 +340,8 @@ async fn long_cells_and_short_ones_take_each_others_place() {
     assert_eq!((base.writer.base().get(&base.keys[10]).unwrap(), base.long_cells()), (None, 10));
 }
 
-/// Long cells of two keys change places, by their numbers. Neither is served, and the one that is written anew takes nothing
-/// from the other.
+/// Long cells of two keys change places, by their numbers. Neither is served, and the one that is written anew takes
+/// nothing from the other.
 #[tokio::test]
 async fn a_number_that_is_another_cells_is_not_followed() {
     let damaged = |base: &FilledBase, at: usize| {
@@ -406,7 +406,8 @@ async fn a_flush_that_is_in_time_is_made_of_short_transactions() {
     assert!(stats.flush_commits.get() > 3 * long, "{} transactions", stats.flush_commits.get());
 }
 
-/// Whoever brings a hint is content that it is here; to look for something newer in data.db would cost more than to store it.
+/// Whoever brings a hint is content that it is here; to look for something newer in data.db would cost more than to
+/// store it.
 #[tokio::test]
 async fn only_a_write_is_compared_with_what_was_flushed() {
     let dir = directory();

@@ -82,8 +82,8 @@ impl<'a> Input<'a> {
     }
 }
 
-/// A place for files: in memory where that is possible, for the inputs are many. libFuzzer ends without a chance to delete
-/// it, so `tests/fuzz.sh` says where it is to be.
+/// A place for files: in memory where that is possible, for the inputs are many. libFuzzer ends without a chance to
+/// delete it, so `tests/fuzz.sh` says where it is to be.
 fn scratch() -> tempfile::TempDir {
     let folder = std::env::var_os("TETRACHORD_FUZZ_SCRATCH").unwrap_or_else(|| "/dev/shm".into());
     let made = tempfile::Builder::new().prefix("tetrachord-fuzz").tempdir_in(folder);

@@ -27,8 +27,8 @@ pub const STORE: Target =
 const CHANGES_MAX: usize = 8;
 /// Cells of one page of the walk through a store.
 const PAGE_CELLS: usize = 1_000;
-/// Its cells have checksums, its pages have none: a changed key, or damage of the tree that leads to a cell, can hide it.
-/// What is asked of this one file is that nothing else is ever served in its place.
+/// Its cells have checksums, its pages have none: a changed key, or damage of the tree that leads to a cell, can hide
+/// it. What is asked of this one file is that nothing else is ever served in its place.
 const BASE: &str = "data.db";
 const HINTED: NodeId = NodeId(2);
 
