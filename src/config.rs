@@ -163,8 +163,11 @@ settings! {
         listen_address: String = String::new(), 0 to 255;
         /// Threads that serve connections. 1 suits four servers on one small machine; raise it on a host of its own.
         worker_threads: usize = 1, 1 to 256;
-        /// Open connections, of clients and servers together; further ones are closed at once.
+        /// Open connections, of clients and servers together; further ones are closed, unless a server's.
         connections_max: usize = 10_000, 1 to 1_000_000;
+        /// Further connections that only other servers may have, so that clients cannot keep one out. Whoever does not
+        /// greet as a server is refused.
+        server_connections_max: usize = 64, 0 to 100_000;
         /// Calls under way at once on one client connection; further ones wait unread in the socket.
         calls_per_connection_max: usize = 256, 1 to 100_000;
         /// Bytes of one Thrift message. A longer one closes its connection before it is read, also one of another

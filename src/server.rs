@@ -1,8 +1,9 @@
 //! Listens, and gives every connection its task.
 //!
-//! A connection past the bound is closed at once; a failure to accept (most often: no file descriptor left) is waited
-//! out, for the connections that are there are served meanwhile. On shutdown nothing more is accepted, calls under way
-//! are answered, and after a bounded time the rest is dropped.
+//! A connection past the bound is only for another server, which clients are not to keep out; one past that bound too
+//! is closed at once. A failure to accept (most often: no file descriptor left) is waited out, for the connections that
+//! are there are served meanwhile. On shutdown nothing more is accepted, calls under way are answered, and after a
+//! bounded time the rest is dropped.
 //!
 //! Not here: what happens on a connection (`thrift::connection`), what a call means (`service`).
 
@@ -17,7 +18,7 @@ use tokio::time::{Instant, sleep, timeout};
 
 use crate::net::{TcpListener, TcpStream};
 use crate::stats::Stats;
-use crate::thrift::connection::{Limits, Service, serve_connection, stopped};
+use crate::thrift::connection::{Admits, Limits, Service, serve_connection, stopped};
 
 /// How long accepting rests after it failed: long enough not to spin, short enough that nobody notices.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
@@ -74,15 +75,21 @@ impl<S: Service> Server<S> {
     }
 
     fn welcome(&mut self, stream: TcpStream) {
-        if self.connections.len() >= self.limits.connections_max {
+        let (open, bound) = (self.connections.len(), self.limits.connections_max);
+        let admits = if open < bound { Admits::Anybody } else { Admits::Servers };
+        if admits == Admits::Servers {
+            self.refusals.warn(|| {
+                format!("connections_max = {bound} connections are open: only other servers are let in")
+            });
+        }
+        if open >= bound.saturating_add(self.limits.server_connections_max) {
             self.stats.connections_refused.count();
-            let bound = self.limits.connections_max;
-            self.refusals.warn(|| format!("connection refused: connections_max = {bound} are open"));
             return;
         }
         self.stats.connections_accepted.count();
         self.connections.spawn(serve_connection(
             stream,
+            admits,
             self.service.clone(),
             self.limits.clone(),
             self.stats.clone(),

@@ -852,8 +852,45 @@ async fn idle_connections_hold_no_buffer() {
 }
 
 #[tokio::test]
+async fn past_the_bound_only_servers_are_let_in() {
+    let server = start_with(|limits| {
+        (limits.connections_max, limits.server_connections_max) = (1, 2);
+        limits.greeting_timeout = HANG;
+    })
+    .await;
+    let mut client = server.classic().await;
+    client.ask::<Hello>(1, &()).await;
+    let mut second = server.classic().await;
+    second.try_send(&call::<Hello>(second.dress, 1, &())).await;
+    second.must_be_closed().await;
+    assert_eq!(server.stats.connections_refused.get(), 1);
+    let mut peers = Vec::new();
+    for sequence in 1..=2 {
+        let mut peer = server.classic().await;
+        peer.ask::<Greet>(sequence, &PeerHello { caller: Some(1), ..PeerHello::default() }).await;
+        assert_eq!(peer.ask::<Hello>(sequence, &()).await, "0");
+        peers.push(peer);
+    }
+    server.classic().await.must_be_closed().await; // at once: there is no place to greet from
+    assert_eq!(client.ask::<Hello>(2, &()).await, "0");
+    assert_eq!(peers[0].ask::<Hello>(3, &()).await, "0");
+    assert_eq!(server.stats.connections_refused.get(), 2);
+}
+
+#[tokio::test]
+async fn past_the_bound_whoever_says_nothing_is_refused() {
+    let server = start_with(|limits| {
+        limits.connections_max = 0;
+        limits.greeting_timeout = Duration::from_millis(50);
+    })
+    .await;
+    server.classic().await.must_be_closed().await;
+    assert_eq!(server.stats.connections_refused.get(), 1);
+}
+
+#[tokio::test]
 async fn one_connection_too_many_is_closed_at_once_and_room_is_found_again() {
-    let server = start_with(|limits| limits.connections_max = 3).await;
+    let server = start_with(|limits| (limits.connections_max, limits.server_connections_max) = (3, 0)).await;
     let mut clients = Vec::new();
     for _ in 0..3 {
         let mut client = server.classic().await;

@@ -34,7 +34,7 @@ use thrift::protocol::{TMessageIdentifier, TMessageType};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 use tokio::sync::watch;
 use tokio::task::yield_now;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep, sleep_until};
 
 use super::codec;
 use super::dress::{Dress, Split, Splitter};
@@ -115,8 +115,12 @@ impl Session {
 /// The bounds of all connections of one server, and the count of the bytes they hold.
 #[derive(Debug)]
 pub struct Limits {
-    /// Connections at once; one more is closed at once.
+    /// Connections at once, of anybody.
     pub connections_max: usize,
+    /// Further ones at once, of other servers: whoever does not greet as one is refused. One more is closed at once.
+    pub server_connections_max: usize,
+    /// For a connection that only a server may have, to greet.
+    pub greeting_timeout: Duration,
     /// Calls under way at once on a connection that is answered in order.
     pub calls_per_connection_max: usize,
     /// Calls under way at once on a connection that is not.
@@ -139,6 +143,8 @@ impl From<&Config> for Limits {
     fn from(config: &Config) -> Limits {
         Limits {
             connections_max: config.connections_max,
+            server_connections_max: config.server_connections_max,
+            greeting_timeout: config.connect_timeout(),
             calls_per_connection_max: config.calls_per_connection_max,
             peer_calls_max: config.peer_calls_max,
             message_bytes_max: config.message_bytes_max,
@@ -243,10 +249,20 @@ const BUDGET_RETRY: Duration = Duration::from_millis(20);
 /// A longer name is no method's, and would come back in the refusal.
 const METHOD_NAME_BYTES_MAX: usize = 256;
 
+/// Whose a connection may be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Admits {
+    /// A client or another server.
+    Anybody,
+    /// Another server, which greets before it calls.
+    Servers,
+}
+
 /// Serves one connection until it ends. When `shutdown` becomes true, or its sender is gone, no further call is
 /// taken; those under way are answered.
 pub async fn serve_connection<S: Service>(
     stream: TcpStream,
+    admits: Admits,
     service: Arc<S>,
     limits: Arc<Limits>,
     stats: Arc<Stats>,
@@ -254,7 +270,8 @@ pub async fn serve_connection<S: Service>(
 ) {
     let Ok(remote) = stream.peer_addr() else { return }; // it has gone again
     let _ = stream.set_nodelay(true); // without it answers are only slower
-    let mut connection = Connection::new(stream, remote, service, limits, stats);
+    let mut greeting = pin!(sleep(limits.greeting_timeout));
+    let mut connection = Connection::new(stream, remote, admits, service, limits, stats);
     let mut timer = pin!(sleep_until(connection.arm()));
     let mut stopped = pin!(stopped(shutdown));
     loop {
@@ -266,6 +283,7 @@ pub async fn serve_connection<S: Service>(
             },
             () = &mut stopped, if !connection.ending => connection.end(),
             () = &mut timer => connection.close_if_late(),
+            () = &mut greeting, if connection.must_greet() => connection.refuse(),
         }
         timer.as_mut().reset(connection.arm());
     }
@@ -302,6 +320,7 @@ enum Outcome {
 
 struct Connection<S> {
     stream: TcpStream,
+    admits: Admits,
     session: Arc<Session>,
     service: Arc<S>,
     limits: Arc<Limits>,
@@ -331,6 +350,7 @@ impl<S: Service> Connection<S> {
     fn new(
         stream: TcpStream,
         remote: SocketAddr,
+        admits: Admits,
         service: Arc<S>,
         limits: Arc<Limits>,
         stats: Arc<Stats>,
@@ -338,6 +358,7 @@ impl<S: Service> Connection<S> {
         let bounds = Bounds { bytes_max: limits.message_bytes_max, depth_max: limits.message_depth_max };
         Connection {
             stream,
+            admits,
             session: Arc::new(Session::new(remote)),
             service,
             stats,
@@ -429,6 +450,18 @@ impl<S: Service> Connection<S> {
     fn warn(&self, why: &dyn std::fmt::Display) {
         self.stats.connections_broken.count();
         log::warn!("closing the connection from {}: {why}", self.session.remote);
+    }
+
+    /// It is to be a server's, and none has greeted yet.
+    fn must_greet(&self) -> bool {
+        self.admits == Admits::Servers && self.session.peer().is_none() && !self.gone
+    }
+
+    /// It is not what it is to be.
+    fn refuse(&mut self) {
+        self.stats.connections_refused.count();
+        self.end();
+        self.gone = true;
     }
 
     /// Takes no further call.
@@ -561,7 +594,7 @@ impl<S: Service> Connection<S> {
         let mut at = 0;
         self.unlooked = false;
         self.message_bytes_min = 0;
-        while at < bytes.len() {
+        while at < bytes.len() && !self.gone {
             if self.gives_way || self.is_full() {
                 self.unlooked = true;
                 break;
@@ -597,6 +630,10 @@ impl<S: Service> Connection<S> {
         })
         .map_err(|error| Broken::NoCall(codec::describe_error(&error)))?;
         check_header(&header)?;
+        if self.must_greet() && !matches!(call, Ok(Some(Call::Greet(_)))) {
+            self.refuse();
+            return Ok(());
+        }
         let oneway = header.message_type == TMessageType::OneWay;
         let asked = Asked { dress, sequence: header.sequence_number, oneway };
         match call {
