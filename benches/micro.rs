@@ -10,6 +10,7 @@
 
 use std::collections::BTreeMap;
 use std::hint::black_box;
+use std::ops::{Bound, Range};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -35,6 +36,10 @@ mod memtable;
 #[path = "../src/store/sorted_cells.rs"]
 mod sorted_cells;
 
+/// The server's.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// Something to be done again and again.
 type Work = Box<dyn FnMut()>;
 
@@ -52,17 +57,17 @@ struct Pair {
 
 const PAIRS: &[Pair] = &[
     pair("scan a put", "copy its bytes", 1, 13.0, scan, copy_message),
-    pair("read a put", "copy its bytes", 1, 60.0, read, copy_message),
+    pair("read a put", "copy its strings", 1, 12.0, read, copy_strings),
     pair("write a put", "copy its bytes", 1, 15.0, write, copy_message),
     pair("encode an engine key", "copy its bytes", 1, 7.0, encode_key, copy_key),
-    pair("merge two cells", "compare two stamps", 1, 30.0, merge, compare_stamps),
-    pair("look up a key's replicas", "range of a BTreeMap", 1, 5.0, look_up, look_up_map),
-    pair("insert into the memtable", "insert into a BTreeMap", KEYS, 1.5, insert, insert_map),
-    pair("merge into the memtable", "insert into a BTreeMap", KEYS, 1.5, merge_in, merge_in_map),
-    pair("commit log, batch of 1", "bare SQLite insert", 1, 1.6, append::<1>, sqlite::<1>),
-    pair("commit log, batch of 8", "bare SQLite insert", 8, 1.6, append::<8>, sqlite::<8>),
-    pair("commit log, batch of 64", "bare SQLite insert", 64, 1.6, append::<64>, sqlite::<64>),
-    pair("commit log, batch of 512", "bare SQLite insert", 512, 2.0, append::<512>, sqlite::<512>),
+    pair("merge two cells", "clone two cells", 1, 1.8, merge, clone_cells),
+    pair("look up a key's replicas", "range of a BTreeMap", 1, 2.0, look_up, look_up_map),
+    pair("insert into the memtable", "insert into a BTreeMap", KEYS, 0.9, insert, insert_map),
+    pair("merge into the memtable", "insert into a BTreeMap", KEYS, 0.6, merge_in, merge_in_map),
+    pair("commit log, batch of 1", "bare SQLite, BTreeMap", 1, 1.6, append::<1>, sqlite::<1>),
+    pair("commit log, batch of 8", "bare SQLite, BTreeMap", 8, 1.6, append::<8>, sqlite::<8>),
+    pair("commit log, batch of 64", "bare SQLite, BTreeMap", 64, 1.6, append::<64>, sqlite::<64>),
+    pair("commit log, batch of 512", "bare SQLite, BTreeMap", 512, 2.0, append::<512>, sqlite::<512>),
 ];
 
 const fn pair(
@@ -203,6 +208,14 @@ fn write() -> Work {
     })
 }
 
+/// What a request owns of its message: the method's name, the key and the value.
+fn copy_strings() -> Work {
+    let (name, key, value) = ("put", [7; 16], [8; 100]);
+    Box::new(move || {
+        black_box((black_box(name).to_owned(), black_box(&key).to_vec(), black_box(&value).to_vec()));
+    })
+}
+
 fn copy_message() -> Work {
     let (message, mut out) = (message(), Vec::new());
     Box::new(move || {
@@ -239,10 +252,10 @@ fn merge() -> Work {
     })
 }
 
-fn compare_stamps() -> Work {
-    let (older, newer) = (Stamp(1), Stamp(2));
+fn clone_cells() -> Work {
+    let (older, newer) = (value_cell(1), value_cell(2));
     Box::new(move || {
-        black_box(black_box(older).max(black_box(newer)));
+        black_box((black_box(&older).clone(), black_box(&newer).clone()));
     })
 }
 
@@ -256,15 +269,14 @@ fn look_up() -> Work {
 
 fn look_up_map() -> Work {
     let ring = Ring::even(4, 3);
-    let owners: BTreeMap<[u8; 16], Vec<NodeId>> = ring
-        .ranges()
-        .iter()
-        .map(|range| (range.token[..].try_into().expect("even tokens are 16 bytes"), range.replicas.clone()))
-        .collect();
+    let ranges = ring.ranges().iter();
+    let owners: BTreeMap<Vec<u8>, Vec<NodeId>> =
+        ranges.map(|range| (range.token.to_vec(), range.replicas.clone())).collect();
     let mut number = 0;
     Box::new(move || {
         number += 1;
-        black_box(owners.range(scattered(number)..).next());
+        let key = scattered(number);
+        black_box(owners.range::<[u8], _>((Bound::Included(&key[..]), Bound::Unbounded)).next());
     })
 }
 
@@ -281,10 +293,13 @@ fn boxed(number: u32, stamp: i64) -> (Box<[u8]>, Box<[u8]>) {
     (engine_key.into_boxed_slice(), memtable::pack(&value_cell(stamp)))
 }
 
+/// Cells that are there before the first is measured, and up to which more come: as many as make a search wait for memory.
+const CELLS: Range<u32> = 200_000..1_000_000;
+
 /// As the log's writer does with a batch.
-fn merge_all(memory: &mut memtable::Memory, stamp: i64) {
+fn merge_all(memory: &mut memtable::Memory, numbers: Range<u32>, stamp: i64) {
     let engine_key = |number: u32| key::encode(KV_TABLE, &scattered(number), b"")[..].into();
-    let keys: Vec<sorted_cells::Key> = (0..KEYS).map(engine_key).collect();
+    let keys: Vec<sorted_cells::Key> = numbers.map(engine_key).collect();
     for keys in keys.chunks(250) {
         let places = memory.find(keys);
         for (key, place) in keys.iter().zip(places) {
@@ -295,36 +310,47 @@ fn merge_all(memory: &mut memtable::Memory, stamp: i64) {
 }
 
 fn insert() -> Work {
-    Box::new(|| {
-        let mut memory = memtable::Memory::default();
-        merge_all(&mut memory, 1);
-        black_box(memory.active.len());
+    let (mut memory, mut cells) = (memtable::Memory::default(), CELLS.end);
+    Box::new(move || {
+        if cells == CELLS.end {
+            (memory, cells) = (memtable::Memory::default(), CELLS.start);
+            merge_all(&mut memory, 0..cells, 1);
+        }
+        merge_all(&mut memory, cells..cells + KEYS, 1);
+        cells += KEYS;
     })
 }
 
 fn insert_map() -> Work {
-    Box::new(|| {
-        let map: BTreeMap<Box<[u8]>, Box<[u8]>> = (0..KEYS).map(|number| boxed(number, 1)).collect();
-        black_box(map.len());
+    let (mut map, mut cells) = (BTreeMap::new(), CELLS.end);
+    Box::new(move || {
+        if cells == CELLS.end {
+            cells = CELLS.start;
+            map = (0..cells).map(|number| boxed(number, 1)).collect();
+        }
+        map.extend((cells..cells + KEYS).map(|number| boxed(number, 1)));
+        cells += KEYS;
     })
 }
 
 fn merge_in() -> Work {
-    let (mut memory, mut stamp) = (memtable::Memory::default(), 0);
+    let mut memory = memtable::Memory::default();
+    merge_all(&mut memory, 0..CELLS.start, 1);
+    let mut stamp = 1;
     Box::new(move || {
         stamp += 1;
-        merge_all(&mut memory, stamp);
+        let first = stamp as u32 * KEYS % CELLS.start;
+        merge_all(&mut memory, first..first + KEYS, stamp);
     })
 }
 
 fn merge_in_map() -> Work {
-    let (mut map, mut stamp) = (BTreeMap::new(), 0);
+    let mut map: BTreeMap<_, _> = (0..CELLS.start).map(|number| boxed(number, 1)).collect();
+    let mut stamp = 1;
     Box::new(move || {
         stamp += 1;
-        (0..KEYS).for_each(|number| {
-            let (engine_key, cell) = boxed(number, stamp);
-            black_box(map.insert(engine_key, cell));
-        });
+        let first = stamp as u32 * KEYS % CELLS.start;
+        map.extend((first..first + KEYS).map(|number| boxed(number, stamp)));
     })
 }
 
@@ -358,16 +384,17 @@ fn append<const BATCH: u32>() -> Work {
     })
 }
 
-/// The same rows in one transaction, and nothing else.
+/// The same rows in one transaction and the same cells in a map, and nothing else.
 fn sqlite<const BATCH: u32>() -> Work {
     let dir = tempfile::tempdir().expect("a directory");
     let connection = rusqlite::Connection::open(dir.path().join("bare.db")).expect("a fresh file opens");
     let set_up = "PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL; \
                   CREATE TABLE log(sequence INTEGER PRIMARY KEY, key BLOB, value BLOB);";
     connection.execute_batch(set_up).expect("a fresh file takes a table");
-    let mut number = 0;
+    let (mut map, mut number) = (BTreeMap::new(), 0);
     Box::new(move || {
         let _ = &dir; // kept until the last batch
+        let first = number + 1;
         let run = |sql: &str| connection.prepare_cached(sql)?.execute([]);
         let mut batch = || -> rusqlite::Result<usize> {
             run("BEGIN IMMEDIATE")?;
@@ -379,5 +406,6 @@ fn sqlite<const BATCH: u32>() -> Work {
             run("COMMIT")
         };
         batch().expect("the file takes rows");
+        map.extend((first..=number).map(|number| boxed(number, 1)));
     })
 }
