@@ -163,7 +163,7 @@ large() {
   done
 }
 
-# On each server 7,500,000 cells, about 1 GB in data.db, behind two memtables of 64 MiB and caches of 32.
+# On each server 7,500,000 cells, about 1 GB in data.db, behind two memtables of 128 MiB and caches of 32.
 sustained() {
   local many=$((keys * 10)) near
   cluster

@@ -289,7 +289,7 @@ settings! {
     "store" {
         /// Bytes of the memtable (keys, cells and their overhead). A full one is frozen and flushed to data.db while
         /// the next fills, so memory holds up to two of them.
-        memtable_bytes_max: usize = 67_108_864, 100_000 to 1_000_000_000_000;
+        memtable_bytes_max: usize = 134_217_728, 100_000 to 1_000_000_000_000;
         /// Bytes of cells logged since the last memtable was frozen, after which this one is flushed, however small it
         /// is. The log holds up to twice that, however often few keys are written over; that bounds recovery and, with
         /// the hints, its file.

@@ -39,7 +39,7 @@ async fn rows_a_second_and_replay() {
 
     let started = Instant::now();
     let (store, _) = open(dir.path(), &Config::default());
-    println!("replay with a memtable of 64 MiB, flushing in between: {:?}", started.elapsed());
+    println!("replay with a memtable of the usual size, flushing in between: {:?}", started.elapsed());
     let started = Instant::now();
     for number in 0..ROWS / 10 {
         assert!(get(&store, scattered(number)).is_some());
