@@ -165,8 +165,9 @@ settings! {
         worker_threads: usize = 1, 1 to 256;
         /// Open connections, of clients and servers together; further ones are closed, unless a server's.
         connections_max: usize = 10_000, 1 to 1_000_000;
-        /// Further connections that only other servers may have, so that clients cannot keep one out. Whoever does not
-        /// greet as a server is refused.
+        /// Further connections that only other servers may have, so that clients that hold connections_max do not keep
+        /// one out; as many as there are other servers, at least. Whoever has not greeted as a server within
+        /// connect_timeout_ms is refused.
         server_connections_max: usize = 64, 0 to 100_000;
         /// Calls under way at once on one client connection; further ones wait unread in the socket.
         calls_per_connection_max: usize = 256, 1 to 100_000;
@@ -276,7 +277,8 @@ settings! {
         down_after_intervals: f64 = 8.0, 2 to 1_000;
         /// Milliseconds between two attempts to reach a server that is Down.
         reconnect_ms: u64 = 100, 1 to 60_000;
-        /// Milliseconds for a connection to another server to be opened and greeted.
+        /// Milliseconds for a connection to another server to be opened and greeted, and for one that only a server may
+        /// have to greet here.
         connect_timeout_ms: u64 = 1_000, 10 to 600_000;
     }
     "links to other servers" {

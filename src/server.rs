@@ -77,14 +77,13 @@ impl<S: Service> Server<S> {
     fn welcome(&mut self, stream: TcpStream) {
         let (open, bound) = (self.connections.len(), self.limits.connections_max);
         let admits = if open < bound { Admits::Anybody } else { Admits::Servers };
-        if admits == Admits::Servers {
-            self.refusals.warn(|| {
-                format!("connections_max = {bound} connections are open: only other servers are let in")
-            });
-        }
         if open >= bound.saturating_add(self.limits.server_connections_max) {
             self.stats.connections_refused.count();
+            self.refusals.warn(|| format!("connection refused: {open} are open, those for servers included"));
             return;
+        }
+        if admits == Admits::Servers {
+            self.refusals.warn(|| format!("connections_max = {bound} are open: only servers are let in"));
         }
         self.stats.connections_accepted.count();
         self.connections.spawn(serve_connection(

@@ -187,7 +187,7 @@ stats! {
         compactions
         /// Connections accepted.
         connections_accepted
-        /// Connections refused because there were too many.
+        /// Connections refused because there were too many; some were accepted in case they were a server's.
         connections_refused
         /// Connections closed because of broken or hostile bytes, silence or a stalled reader.
         connections_broken

@@ -34,8 +34,8 @@ const BOTH: [Protocol; 2] = [Protocol::Binary, Protocol::Compact];
 
 // ------------------------------------------------------------------------------------------------------- the service
 
-/// `get` is answered with its key as value, as the key says: "now …" at once, "later N …" after N milliseconds, "gate
-/// …" when the test opens the gate, "busy …" the same while using up every turn of its task, "big N" at once with N
+/// `get` is answered with its key as value, as the key says: "now …" at once, "later N …" after N milliseconds,
+/// "gate …" when the test opens the gate, "busy …" the same while using up every turn of its task, "big N" at once with N
 /// bytes, "heavy …" as what took long, "held N" with N bytes and something to hold.
 struct Stub {
     gate: Semaphore,
@@ -885,6 +885,17 @@ async fn past_the_bound_whoever_says_nothing_is_refused() {
     })
     .await;
     server.classic().await.must_be_closed().await;
+    assert_eq!(server.stats.connections_refused.get(), 1);
+}
+
+#[tokio::test]
+async fn a_server_that_greeted_past_the_bound_stays() {
+    let limit = Duration::from_secs(5);
+    let server = start_with(|limits| (limits.connections_max, limits.greeting_timeout) = (0, limit)).await;
+    let mut peer = server.classic().await;
+    peer.ask::<Greet>(1, &PeerHello { caller: Some(1), ..PeerHello::default() }).await;
+    server.classic().await.must_be_closed().await; // it came later, and its time is up
+    assert_eq!(peer.ask::<Hello>(2, &()).await, "0");
     assert_eq!(server.stats.connections_refused.get(), 1);
 }
 

@@ -283,7 +283,12 @@ pub async fn serve_connection<S: Service>(
             },
             () = &mut stopped, if !connection.ending => connection.end(),
             () = &mut timer => connection.close_if_late(),
-            () = &mut greeting, if connection.must_greet() => connection.refuse(),
+            // What is said behind the comma is as old as the wait: it may have greeted since.
+            () = &mut greeting, if connection.must_greet() => {
+                if connection.must_greet() {
+                    connection.refuse();
+                }
+            }
         }
         timer.as_mut().reset(connection.arm());
     }
