@@ -57,7 +57,7 @@ struct Pair {
 
 const PAIRS: &[Pair] = &[
     pair("scan a put", "copy its bytes", 1, 13.0, scan, copy_message),
-    pair("read a put", "copy its strings", 1, 12.0, read, copy_strings),
+    pair("read a put", "copy its strings", 1, 18.0, read, copy_strings),
     pair("write a put", "copy its bytes", 1, 15.0, write, copy_message),
     pair("encode an engine key", "copy its bytes", 1, 7.0, encode_key, copy_key),
     pair("merge two cells", "clone two cells", 1, 1.8, merge, clone_cells),
@@ -210,7 +210,7 @@ fn write() -> Work {
 
 /// What a request owns of its message: the method's name, the key and the value.
 fn copy_strings() -> Work {
-    let (name, key, value) = ("put", [7; 16], [8; 100]);
+    let (name, key, value) = ("put", [7u8; 16], [8u8; 100]);
     Box::new(move || {
         black_box((black_box(name).to_owned(), black_box(&key).to_vec(), black_box(&value).to_vec()));
     })
@@ -293,7 +293,8 @@ fn boxed(number: u32, stamp: i64) -> (Box<[u8]>, Box<[u8]>) {
     (engine_key.into_boxed_slice(), memtable::pack(&value_cell(stamp)))
 }
 
-/// Cells that are there before the first is measured, and up to which more come: as many as make a search wait for memory.
+/// Cells that are there before the first is measured, and up to which more come: as many as make a search wait for
+/// memory.
 const CELLS: Range<u32> = 200_000..1_000_000;
 
 /// As the log's writer does with a batch.
@@ -309,12 +310,21 @@ fn merge_all(memory: &mut memtable::Memory, numbers: Range<u32>, stamp: i64) {
     }
 }
 
+fn memory_of_many() -> memtable::Memory {
+    let mut memory = memtable::Memory::default();
+    merge_all(&mut memory, 0..CELLS.start, 1);
+    memory
+}
+
+fn map_of_many() -> BTreeMap<Box<[u8]>, Box<[u8]>> {
+    (0..CELLS.start).map(|number| boxed(number, 1)).collect()
+}
+
 fn insert() -> Work {
-    let (mut memory, mut cells) = (memtable::Memory::default(), CELLS.end);
+    let (mut memory, mut cells) = (memory_of_many(), CELLS.start);
     Box::new(move || {
         if cells == CELLS.end {
-            (memory, cells) = (memtable::Memory::default(), CELLS.start);
-            merge_all(&mut memory, 0..cells, 1);
+            (memory, cells) = (memory_of_many(), CELLS.start);
         }
         merge_all(&mut memory, cells..cells + KEYS, 1);
         cells += KEYS;
@@ -322,11 +332,10 @@ fn insert() -> Work {
 }
 
 fn insert_map() -> Work {
-    let (mut map, mut cells) = (BTreeMap::new(), CELLS.end);
+    let (mut map, mut cells) = (map_of_many(), CELLS.start);
     Box::new(move || {
         if cells == CELLS.end {
-            cells = CELLS.start;
-            map = (0..cells).map(|number| boxed(number, 1)).collect();
+            (map, cells) = (map_of_many(), CELLS.start);
         }
         map.extend((cells..cells + KEYS).map(|number| boxed(number, 1)));
         cells += KEYS;
@@ -334,9 +343,7 @@ fn insert_map() -> Work {
 }
 
 fn merge_in() -> Work {
-    let mut memory = memtable::Memory::default();
-    merge_all(&mut memory, 0..CELLS.start, 1);
-    let mut stamp = 1;
+    let (mut memory, mut stamp) = (memory_of_many(), 1);
     Box::new(move || {
         stamp += 1;
         let first = stamp as u32 * KEYS % CELLS.start;
@@ -345,8 +352,7 @@ fn merge_in() -> Work {
 }
 
 fn merge_in_map() -> Work {
-    let mut map: BTreeMap<_, _> = (0..CELLS.start).map(|number| boxed(number, 1)).collect();
-    let mut stamp = 1;
+    let (mut map, mut stamp) = (map_of_many(), 1);
     Box::new(move || {
         stamp += 1;
         let first = stamp as u32 * KEYS % CELLS.start;
