@@ -1,6 +1,6 @@
 //! Carries a client's request to the replicas of its key and says what came of it.
 //!
-//!   write:  ring ─► who is up? ─► stamp ─► send to all up, hint for all absent ─► count until the level ─► answer
+//!   write:  ring ─► who is up? ─► stamp ─► send to all up, hint for all absent ─► count until it is met ─► answer
 //!                                                                    └─► late ones are awaited; failed ones get a hint
 //!   read:   ring ─► who is up? ─► ask as many as needed ─► merge ─► write back to those behind ─► answer
 //!

@@ -2,6 +2,9 @@
 //!
 //! The range is closed first (whatever older write comes then is refused), compared once more, and then each replica
 //! remembers how far it is collected: its horizon. The store drops what is behind it.
+//!
+//! Not here: what a horizon means for a write that comes late (`store::ranges`), how cells are dropped
+//! (`store::collect`).
 
 use std::sync::Arc;
 use std::time::Duration;

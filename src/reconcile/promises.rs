@@ -2,6 +2,9 @@
 //! What a promise waits for is a write under way or a hint that is kept.
 //!
 //! With them servers tell each other what they remember of each other's files (`refill`), and which tables they have.
+//! The task that gathers them each round also looks after a refill, and after cells that a crash left.
+//!
+//! Not here: which writes are under way (`outstanding`), what a promise proves (the head of `reconcile`).
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

@@ -1,5 +1,7 @@
 //! How a server gets back what its files lack: a disk that was lost, or restored from an older copy (`standing` says
 //! how that is known). It takes writes meanwhile, and answers reads of a range once that is proven equal again.
+//!
+//! Not here: which reads are refused meanwhile (`standing`), how cells come back (`lead`: as everything that differs).
 
 use std::collections::BTreeMap;
 use std::time::Duration;

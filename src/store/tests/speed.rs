@@ -1,5 +1,5 @@
-//! How fast it is: not a check, to be run by hand: `cargo test --release --lib store::tests::speed -- --ignored
-//! --nocapture`.
+//! How fast it is: not a check, to be run by hand:
+//! `cargo test --release --lib store::tests::speed -- --ignored --nocapture`.
 
 use super::*;
 
