@@ -24,7 +24,7 @@ use rusqlite::{CachedStatement, Connection};
 use super::disk::Disk;
 use super::hint_log::{self, HintChange};
 use super::mark::Reached;
-use super::memtable::Memtable;
+use super::memtable::{Memory, Memtable};
 use super::queue::Request;
 use super::replay::{Replay, check_end, row_checksum};
 use super::sqlite::{self, Checkpoints, Fault, Format, OpenError};
@@ -159,7 +159,7 @@ impl CommitLog {
     }
 
     /// Replays what data.db, which holds the rows up to `held_upto`, does not have, and gets ready to write. Returns
-    /// the cells as a memtable and how many rows were read. Whenever they fill `window_bytes`, `flush` writes them to
+    /// the cells and how many rows were read. Whenever they fill `window_bytes`, `flush` writes them to
     /// data.db, up to the given sequence.
     pub fn recover(
         &mut self,
@@ -167,13 +167,13 @@ impl CommitLog {
         window_bytes: usize,
         progress: &mut impl FnMut(u64),
         mut flush: impl FnMut(Memtable, i64) -> Result<(), OpenError>,
-    ) -> Result<(Memtable, u64), OpenError> {
+    ) -> Result<(Memory, u64), OpenError> {
         let mut replay = Replay::new(self.flushed_upto, held_upto);
         let rest = loop {
             let window = replay.window(&self.connection, &self.path, window_bytes, progress)?;
             let table = Memtable::from_unsorted(window.cells);
             if window.last {
-                break table;
+                break Memory::new(table, window.bytes);
             }
             flush(table, replay.upto)?;
             sqlite::set_meta(&self.connection, FLUSHED_UPTO, replay.upto).map_err(self.using())?;

@@ -71,9 +71,10 @@ pub(super) struct Memory {
 }
 
 impl Memory {
-    /// With the cells of the log that are not in the base.
-    pub fn new(active: Memtable) -> Memory {
-        Memory { logged_bytes: active.bytes, active, ..Memory::default() }
+    /// With the cells of the log that are not in the base. `logged_bytes`: of all of them, those that others have
+    /// overwritten included.
+    pub fn new(active: Memtable, logged_bytes: usize) -> Memory {
+        Memory { active, logged_bytes, ..Memory::default() }
     }
 
     /// True if it can take more: the active memtable is not full, or can be frozen.

@@ -229,7 +229,7 @@ impl Store {
         log.note_hints(hints.largest_sequence);
 
         let held_upto = base.flushed_upto();
-        let (active, rows_replayed) =
+        let (memory, rows_replayed) =
             log.recover(held_upto, config.memtable_bytes_max, &mut progress, |table, upto| {
                 flush::flush_at_start(&mut base, &table, config.flush_transaction_cells, upto)
             })?;
@@ -246,14 +246,14 @@ impl Store {
         let mark = mark.map_err(|source| OpenError::Unreadable { path: dir.join(mark::FILE), source })?;
 
         let flushed = base.base().largest();
-        let largest = Some(flushed).max(active.largest()).max(hints.largest_stamp);
+        let largest = Some(flushed).max(memory.active.largest()).max(hints.largest_stamp);
         let recovered = Recovered {
             rows_replayed,
             took: started.elapsed(),
             hints: hints.totals.clone(),
             largest_stamp: largest.unwrap_or_default().max(Stamp(0)),
         };
-        let shared = Arc::new(Shared::new(config, &disk, &base, &log, active, hints.totals, stats)?);
+        let shared = Arc::new(Shared::new(config, &disk, &base, &log, memory, hints.totals, stats)?);
         let workers = start_workers(config, drive, &shared, base, log, mark)?;
         let inner = Inner { shared, workers: Mutex::new(Some(workers)) };
         Ok((Store { inner: Arc::new(inner) }, recovered))
@@ -530,13 +530,12 @@ impl Shared {
         disk: &Disk,
         base: &BaseWriter,
         log: &CommitLog,
-        active: Memtable,
+        memory: Memory,
         hint_totals: BTreeMap<NodeId, HintTotals>,
         stats: Arc<Stats>,
     ) -> Result<Shared, OpenError> {
         let log_reader =
             sqlite::open_to_read(disk, log.path(), &commit_log::FORMAT, config.base_cache_bytes, 0)?;
-        let memory = Memory::new(active);
         let ranges = Arc::new(Ranges::default());
         Ok(Shared {
             queue: Arc::new(Queue::new(config)),

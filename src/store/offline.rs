@@ -44,7 +44,7 @@ impl Offline {
         let hinted_upto = sqlite::meta(&log, &path, commit_log::HINTED_UPTO)?.unwrap_or(0);
         let reached = Reached { row: upto, hint: hints.largest_sequence.max(hinted_upto) };
         super::check_log_reaches_its_mark(&mark, &path, reached, promised)?;
-        let memory = Memory::new(Memtable::from_unsorted(cells));
+        let memory = Memory::new(Memtable::from_unsorted(cells), 0); // nothing is logged any more
         Ok(Offline {
             view: View { memory: RwLock::new(memory), base: base.into(), ranges: Default::default() },
             hints: hints.totals,

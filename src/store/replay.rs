@@ -33,6 +33,8 @@ pub(super) struct Replay {
 /// A run of rows.
 pub(super) struct Window {
     pub cells: Vec<Packed>,
+    /// What they would take in a memtable if none were a newer version of another.
+    pub bytes: usize,
     /// No rows follow.
     pub last: bool,
 }
@@ -76,14 +78,14 @@ impl Replay {
                 progress(self.rows);
             }
             if bytes >= bytes_max && self.damage.is_none() {
-                return Ok(Window { cells, last: false });
+                return Ok(Window { cells, bytes, last: false });
             }
             if !self.damage.is_none() {
                 cells.clear();
             }
         }
         match self.damage.report() {
-            None => Ok(Window { cells, last: true }),
+            None => Ok(Window { cells, bytes, last: true }),
             Some(what) => Err(OpenError::damaged(path, what)),
         }
     }

@@ -490,6 +490,20 @@ async fn keys_written_over_and_over_do_not_make_the_log_grow() {
     assert_eq!(get(&store, "again"), Some(value(4_999, "and again")));
 }
 
+#[tokio::test]
+async fn what_was_logged_before_a_restart_counts() {
+    let dir = directory();
+    let config = Config { memtable_bytes_max: 10_000_000, log_bytes_max: 100_000, ..tiny() };
+    let again = |stamps: std::ops::Range<i64>| stamps.map(|stamp| kv("again", value(stamp, [0; 200])));
+    let (store, _) = open(dir.path(), &config);
+    apply_all(&store, again(0..250)).await;
+    assert_eq!(store.shared().stats.flushes.get(), 0, "the log is not full");
+    drop(store);
+    let (store, _) = open(dir.path(), &config);
+    apply_all(&store, again(250..500)).await;
+    until("the log is flushed", || store.shared().stats.flushes.get() > 0).await;
+}
+
 /// Readers on other threads, while memtables are flushed one after the other and cells of data.db are kept in memory.
 #[tokio::test]
 async fn no_reader_sees_an_older_cell_than_was_acknowledged_before() {
