@@ -15,20 +15,23 @@
 //! - A call that was handed to the service is run to its end, even if nobody is left to hear the answer.
 //! - Broken bytes end this connection, after the calls before them have been answered, and nothing else.
 //!
+//! `limits` are the bounds, `answers` what waits and leaves, `clock` what takes too long.
+//!
 //! Not here: accepting connections (`server`), what a call means (`service`).
 
+mod answers;
+mod clock;
+mod limits;
+
 use std::cell::Cell;
-use std::collections::VecDeque;
 use std::future::{Future, poll_fn};
 use std::net::SocketAddr;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::task::{Context, Poll, ready};
-use std::time::Duration;
 
 use bytes::{Buf, BytesMut};
-use futures_util::stream::{FuturesUnordered, StreamExt};
 use thrift::ApplicationErrorKind;
 use thrift::protocol::{TMessageIdentifier, TMessageType};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
@@ -36,12 +39,15 @@ use tokio::sync::watch;
 use tokio::task::yield_now;
 use tokio::time::{Instant, sleep, sleep_until};
 
+use self::answers::{Asked, Next, Outcome, Output, UNSENT_BYTES_MAX, Waiting};
+use self::clock::{Clock, Late};
+use self::limits::Charge;
+pub use self::limits::{Budget, Limits};
 use super::codec;
 use super::dress::{Dress, Split, Splitter};
 use super::method::{Call, Reply};
 use super::scan::{Bounds, Broken};
 use crate::answer::NodeId;
-use crate::config::Config;
 use crate::net::TcpStream;
 use crate::stats::Stats;
 
@@ -112,125 +118,6 @@ impl Session {
     }
 }
 
-/// The bounds of all connections of one server, and the count of the bytes they hold.
-#[derive(Debug)]
-pub struct Limits {
-    /// Connections at once, of anybody.
-    pub connections_max: usize,
-    /// Further ones at once, of other servers: whoever does not greet as one is refused. One more is closed at once.
-    pub server_connections_max: usize,
-    /// For a connection that only a server may have, to greet.
-    pub greeting_timeout: Duration,
-    /// Calls under way at once on a connection that is answered in order.
-    pub calls_per_connection_max: usize,
-    /// Calls under way at once on a connection that is not.
-    pub peer_calls_max: usize,
-    /// Bytes of one message.
-    pub message_bytes_max: usize,
-    /// Nested structs and containers of one message.
-    pub message_depth_max: usize,
-    /// Silence between two messages.
-    pub idle_timeout: Duration,
-    /// From the first to the last byte of a message, and for the other side to take an answer.
-    pub half_message_timeout: Duration,
-    /// For calls under way when the server stops; after it they are dropped.
-    pub stop_timeout: Duration,
-    /// What all connections hold together.
-    pub buffered: Budget,
-}
-
-impl From<&Config> for Limits {
-    fn from(config: &Config) -> Limits {
-        Limits {
-            connections_max: config.connections_max,
-            server_connections_max: config.server_connections_max,
-            greeting_timeout: config.connect_timeout(),
-            calls_per_connection_max: config.calls_per_connection_max,
-            peer_calls_max: config.peer_calls_max,
-            message_bytes_max: config.message_bytes_max,
-            message_depth_max: config.message_depth_max,
-            idle_timeout: Duration::from_secs(config.idle_timeout_s),
-            half_message_timeout: Duration::from_secs(config.half_message_timeout_s),
-            stop_timeout: config.write_timeout().max(config.read_timeout()) + STOP_MARGIN,
-            buffered: Budget::new(config.buffered_bytes_max),
-        }
-    }
-}
-
-/// What a call may take past its own deadline to be answered and sent.
-const STOP_MARGIN: Duration = Duration::from_millis(500);
-
-/// Bytes held by all connections: half-read messages and unsent answers.
-///
-/// Were it a plain bound, many halves of long messages could fill it, each waiting for another's room until all of
-/// them time out. So one connection at a time may overdraw it, by one message, and then ends it; the next follows.
-#[derive(Debug)]
-pub struct Budget {
-    used: AtomicUsize,
-    bytes_max: usize,
-    overdrawn: AtomicBool,
-}
-
-impl Budget {
-    /// A budget of which nothing is used.
-    pub fn new(bytes_max: usize) -> Budget {
-        Budget { used: AtomicUsize::new(0), bytes_max, overdrawn: AtomicBool::new(false) }
-    }
-
-    /// Bytes held now.
-    pub fn used(&self) -> usize {
-        self.used.load(Ordering::Relaxed)
-    }
-
-    /// A soft bound: connections of several threads may find the same room.
-    fn has_room_for(&self, more: usize) -> bool {
-        self.used().saturating_add(more) <= self.bytes_max
-    }
-}
-
-/// One connection's part of the budget; given back when it is dropped.
-struct Charge {
-    limits: Arc<Limits>,
-    bytes: usize,
-    /// It is the one that may overdraw.
-    overdraws: bool,
-}
-
-impl Charge {
-    fn set(&mut self, bytes: usize) {
-        if bytes == self.bytes {
-            return;
-        }
-        let used = &self.limits.buffered.used;
-        used.fetch_add(bytes, Ordering::Relaxed);
-        used.fetch_sub(self.bytes, Ordering::Relaxed);
-        self.bytes = bytes;
-    }
-
-    fn may_grow(&mut self, more: usize) -> bool {
-        let budget = &self.limits.buffered;
-        if !self.overdraws && !budget.has_room_for(more) {
-            self.overdraws = !budget.overdrawn.swap(true, Ordering::Relaxed);
-            return self.overdraws;
-        }
-        true
-    }
-
-    /// The long message has ended.
-    fn let_others_overdraw(&mut self) {
-        if std::mem::take(&mut self.overdraws) {
-            self.limits.buffered.overdrawn.store(false, Ordering::Relaxed);
-        }
-    }
-}
-
-impl Drop for Charge {
-    fn drop(&mut self) {
-        self.set(0);
-        self.let_others_overdraw();
-    }
-}
-
 /// Bytes that one read may bring, and half a message beside them.
 const SCRATCH_BYTES: usize = 64 * 1024;
 /// Half a message up to this goes back into the scratch for the next read; a longer one gets its own buffer, and room
@@ -238,14 +125,10 @@ const SCRATCH_BYTES: usize = 64 * 1024;
 const SMALL_HALF_BYTES: usize = 16 * 1024;
 /// How much a long half message's buffer grows at once, at least.
 const GROWTH_BYTES: usize = 64 * 1024;
-/// Unsent answers past which no call is taken and no answer fetched from the service.
-const UNSENT_BYTES_MAX: usize = 1024 * 1024;
 /// The same while the budget is spent.
 const UNSENT_BYTES_MAX_SPENT: usize = 32 * 1024;
 /// Rounds of one turn; then other connections of the thread have theirs.
 const ROUNDS_MAX: usize = 4;
-/// How soon a connection looks again whether the budget has room.
-const BUDGET_RETRY: Duration = Duration::from_millis(20);
 /// A longer name is no method's, and would come back in the refusal.
 const METHOD_NAME_BYTES_MAX: usize = 256;
 
@@ -256,6 +139,11 @@ pub enum Admits {
     Anybody,
     /// Another server, which greets before it calls.
     Servers,
+}
+
+thread_local! {
+    /// What connections of this thread read into; empty while one of them does.
+    static SCRATCH: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
 }
 
 /// Serves one connection until it ends. When `shutdown` becomes true, or its sender is gone, no further call is
@@ -306,21 +194,6 @@ enum Turn {
     Closed,
     /// It waits for something with an earlier deadline than the timer's.
     Rearm,
-}
-
-/// What an answer needs to know about its call.
-#[derive(Clone, Copy)]
-struct Asked {
-    dress: Dress,
-    sequence: i32,
-    /// Nobody waits for an answer.
-    oneway: bool,
-}
-
-/// An answer of the service, or of this module in its place.
-enum Outcome {
-    Reply(Reply, Held),
-    Refused { name: String, kind: ApplicationErrorKind, why: String },
 }
 
 struct Connection<S> {
@@ -744,342 +617,9 @@ impl<S: Service> Connection<S> {
     }
 }
 
-/// Calls under way, each with where its answer has to go.
-#[derive(Default)]
-struct Waiting {
-    running: FuturesUnordered<Running>,
-    /// Answers that leave in the order of their calls, the next first. `None`: that call is running.
-    line: VecDeque<Option<Next>>,
-    /// Bytes of the answers in the line that were known at once: nothing else bounds them.
-    known_bytes: usize,
-    /// How many have left the line.
-    left: u64,
-    /// Running calls that have no place in the line.
-    unordered: usize,
-}
-
-impl Waiting {
-    fn len(&self) -> usize {
-        self.line.len() + self.unordered
-    }
-
-    fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
-    /// Lines up an answer behind those of earlier calls.
-    fn line_up(&mut self, asked: Asked, outcome: Outcome) {
-        let mut bytes = Vec::new();
-        let held = write_answer(asked, outcome, &mut bytes);
-        self.known_bytes += bytes.len();
-        self.line.push_back(Some(Next::Known(bytes, held)));
-    }
-
-    /// Runs a call; its answer leaves in the order of the calls, or as it comes.
-    fn run(&mut self, asked: Asked, future: ReplyFuture, in_order: bool) {
-        let place = in_order.then(|| self.left + self.line.len() as u64);
-        match in_order {
-            true => self.line.push_back(None),
-            false => self.unordered += 1,
-        }
-        self.running.push(Running { asked, place, future });
-    }
-
-    /// The next answer that may leave; `None` if no call is under way.
-    fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Next>> {
-        loop {
-            if let Some(Some(_)) = self.line.front() {
-                self.left += 1;
-                let next = self.line.pop_front().flatten();
-                if let Some(Next::Known(bytes, _)) = &next {
-                    self.known_bytes -= bytes.len();
-                }
-                return Poll::Ready(next);
-            }
-            let Some((place, asked, outcome)) = ready!(self.running.poll_next_unpin(cx)) else {
-                return Poll::Ready(None);
-            };
-            match place {
-                Some(place) => self.line[(place - self.left) as usize] = Some(Next::Come(asked, outcome)),
-                None => {
-                    self.unordered -= 1;
-                    return Poll::Ready(Some(Next::Come(asked, outcome)));
-                }
-            }
-        }
-    }
-}
-
-/// An answer whose turn has come.
-enum Next {
-    /// It was known when the call was taken, and waited as bytes.
-    Known(Vec<u8>, Held),
-    /// The service has given it.
-    Come(Asked, Outcome),
-}
-
-/// One call that the service is answering.
-struct Running {
-    asked: Asked,
-    /// Its place in the line, counted from the first that ever was in it; `None`: its answer leaves as it comes.
-    place: Option<u64>,
-    future: ReplyFuture,
-}
-
-impl Future for Running {
-    type Output = (Option<u64>, Asked, Outcome);
-
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let (reply, held) = ready!(self.future.as_mut().poll(cx));
-        Poll::Ready((self.place, self.asked, Outcome::Reply(reply, held)))
-    }
-}
-
-thread_local! {
-    /// What connections of this thread read into; empty while one of them does.
-    static SCRATCH: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
-    /// What connections of this thread write answers into; a connection whose reader is slow keeps it for itself.
-    static OUTPUT: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
-}
-
-/// Appends the answer, unless nobody waits for it; returns what is to be held until it has left.
-fn write_answer(asked: Asked, outcome: Outcome, out: &mut Vec<u8>) -> Held {
-    if asked.oneway {
-        return None;
-    }
-    let mut held = None;
-    asked.dress.wrap(out, |protocol, out| match outcome {
-        Outcome::Reply(reply, holds) => {
-            held = holds;
-            codec::write_reply(protocol, asked.sequence, &reply, out);
-        }
-        Outcome::Refused { name, kind, why } => {
-            codec::write_application_exception(protocol, &name, asked.sequence, kind, why, out);
-        }
-    });
-    held
-}
-
-/// Answers on their way out.
-#[derive(Default)]
-struct Output {
-    bytes: Vec<u8>,
-    /// How many of them have left.
-    gone: usize,
-    /// Bytes that have left since the connection began.
-    gone_ever: u64,
-    /// What answers hold, each given back once so many bytes have left since the connection began.
-    held: VecDeque<(u64, Box<dyn Send>)>,
-}
-
-impl Output {
-    fn write(&mut self, asked: Asked, outcome: Outcome) {
-        self.borrow();
-        let held = write_answer(asked, outcome, &mut self.bytes);
-        self.hold(held);
-    }
-
-    fn append(&mut self, bytes: &[u8], held: Held) {
-        self.borrow();
-        self.bytes.extend_from_slice(bytes);
-        self.hold(held);
-    }
-
-    /// Holds it until all that is written by now has left.
-    fn hold(&mut self, held: Held) {
-        if let Some(held) = held {
-            self.held.push_back((self.gone_ever + self.unsent() as u64, held));
-        }
-    }
-
-    /// Takes the thread's buffer.
-    fn borrow(&mut self) {
-        if self.bytes.capacity() == 0 {
-            self.bytes = OUTPUT.take();
-        }
-    }
-
-    fn rest(&self) -> &[u8] {
-        &self.bytes[self.gone..]
-    }
-
-    fn sent(&mut self, bytes: usize) {
-        self.gone += bytes;
-        self.gone_ever += bytes as u64;
-        while self.held.front().is_some_and(|(upto, _)| *upto <= self.gone_ever) {
-            self.held.pop_front();
-        }
-        if self.gone == self.bytes.len() {
-            self.bytes.clear();
-            self.gone = 0;
-        } else if self.gone >= UNSENT_BYTES_MAX {
-            self.bytes.drain(..self.gone); // so that a reader that never quite catches up does not grow it
-            self.gone = 0;
-        }
-    }
-
-    fn unsent(&self) -> usize {
-        self.bytes.len() - self.gone
-    }
-
-    fn is_empty(&self) -> bool {
-        self.unsent() == 0
-    }
-
-    fn capacity(&self) -> usize {
-        self.bytes.capacity()
-    }
-
-    /// Returns an empty buffer to the thread, unless one long answer has made it too large to keep.
-    fn give_back(&mut self) {
-        if self.is_empty() && self.capacity() > 0 {
-            let bytes = std::mem::take(&mut self.bytes);
-            if bytes.capacity() <= UNSENT_BYTES_MAX {
-                OUTPUT.set(bytes);
-            }
-        }
-    }
-}
-
-/// What a connection waits for, and since when. Noted once a turn; the timer is moved only to make it earlier, and
-/// looks again when it goes off too early.
-struct Clock {
-    idle_timeout: Duration,
-    half_message_timeout: Duration,
-    /// When the timer goes off.
-    armed: Instant,
-    /// Nothing is under way since.
-    idle_since: Option<Instant>,
-    /// The first byte of a message came then, and the last has not.
-    half_since: Option<Instant>,
-    /// Bytes that have left, since the connection began.
-    bytes_sent: u64,
-    /// At this time there were answers unsent, and they will have left when `bytes_sent` is this.
-    unsent_since: Option<(Instant, u64)>,
-}
-
-/// What took too long.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-enum Late {
-    #[error("no message for longer than idle_timeout_s")]
-    Idle,
-    #[error("half a message, and no more of it within half_message_timeout_s")]
-    HalfMessage,
-    #[error("its answers were not taken within half_message_timeout_s")]
-    Unsent,
-}
-
-impl Clock {
-    fn new(now: Instant, idle_timeout: Duration, half_message_timeout: Duration) -> Clock {
-        Clock {
-            idle_timeout,
-            half_message_timeout,
-            armed: now,
-            idle_since: Some(now),
-            half_since: None,
-            bytes_sent: 0,
-            unsent_since: None,
-        }
-    }
-
-    fn message_ended(&mut self) {
-        self.half_since = None;
-    }
-
-    /// At the end of a turn: is half a message there that nothing but its sender holds up, how many bytes are unsent,
-    /// is nothing else under way?
-    fn note(&mut self, now: Instant, half: bool, unsent: usize, idle: bool) {
-        self.idle_since = idle.then_some(now);
-        self.half_since = half.then(|| self.half_since.unwrap_or(now));
-        let all = self.bytes_sent + unsent as u64;
-        let still = self.unsent_since.filter(|(_, until)| *until > self.bytes_sent);
-        self.unsent_since = (unsent > 0).then(|| still.unwrap_or((now, all)));
-    }
-
-    fn deadlines(&self) -> [(Late, Option<Instant>); 3] {
-        let unsent_since = self.unsent_since.map(|(since, _)| since);
-        [
-            (Late::HalfMessage, self.half_since.map(|since| since + self.half_message_timeout)),
-            (Late::Unsent, unsent_since.map(|since| since + self.half_message_timeout)),
-            (Late::Idle, self.idle_since.map(|since| since + self.idle_timeout)),
-        ]
-    }
-
-    fn late(&self, now: Instant) -> Option<Late> {
-        self.deadlines().into_iter().find(|(_, at)| at.is_some_and(|at| at <= now)).map(|(late, _)| late)
-    }
-
-    /// When there is something to look at next: a deadline, or whether the budget has room again.
-    fn wake_at(&self, now: Instant, starved: bool) -> Instant {
-        let deadline = self.deadlines().into_iter().filter_map(|(_, at)| at).min();
-        let deadline = deadline.unwrap_or(now + self.idle_timeout); // nothing is due
-        if starved { deadline.min(now + BUDGET_RETRY) } else { deadline }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    const IDLE: Duration = Duration::from_secs(100);
-    const HALF: Duration = Duration::from_secs(10);
-
-    #[test]
-    fn a_clock_knows_what_is_late() {
-        let start = Instant::now();
-        let mut clock = Clock::new(start, IDLE, HALF);
-        assert_eq!(clock.late(start + IDLE - HALF), None);
-        assert_eq!(clock.late(start + IDLE), Some(Late::Idle));
-        clock.note(start + IDLE, false, 0, false); // a call is under way: the service has its own deadline
-        assert_eq!(clock.late(start + 5 * IDLE), None);
-        assert_eq!(clock.wake_at(start + 5 * IDLE, false), start + 6 * IDLE, "the timer does not spin");
-    }
-
-    #[test]
-    fn the_first_byte_of_a_message_starts_its_time_and_later_ones_do_not() {
-        let start = Instant::now();
-        let mut clock = Clock::new(start, IDLE, HALF);
-        for dribble in 0..10 {
-            clock.note(start + HALF * dribble / 10, true, 0, false);
-        }
-        assert_eq!(clock.late(start + HALF), Some(Late::HalfMessage));
-        clock.message_ended();
-        clock.note(start + HALF, true, 0, false); // the next one
-        assert_eq!(clock.late(start + HALF), None);
-    }
-
-    #[test]
-    fn answers_have_to_be_taken_within_their_time_and_more_of_them_do_not_prolong_it() {
-        let start = Instant::now();
-        let mut clock = Clock::new(start, IDLE, HALF);
-        clock.note(start, false, 1_000, false);
-        clock.bytes_sent += 999;
-        clock.note(start + HALF / 2, false, 5_000, false);
-        assert_eq!(clock.late(start + HALF), Some(Late::Unsent));
-        clock.bytes_sent += 1; // the thousand have left: those after them have their own time
-        clock.note(start + HALF, false, 4_999, false);
-        assert_eq!(clock.late(start + HALF), None);
-        assert_eq!(clock.late(start + 2 * HALF), Some(Late::Unsent));
-    }
-
-    #[test]
-    fn one_connection_at_a_time_overdraws_the_budget() {
-        let limits = Limits { buffered: Budget::new(100), ..Limits::from(&Config::default()) };
-        let limits = Arc::new(limits);
-        let charge = || Charge { limits: limits.clone(), bytes: 0, overdraws: false };
-        let (mut first, mut second) = (charge(), charge());
-        first.set(80);
-        second.set(20);
-        assert!(first.may_grow(50));
-        assert!(first.may_grow(50), "and goes on with it");
-        assert!(!second.may_grow(1));
-        drop(first);
-        assert_eq!(limits.buffered.used(), 20);
-        assert!(second.may_grow(80), "there is room now");
-        assert!(second.may_grow(81));
-        second.let_others_overdraw();
-        assert!(charge().may_grow(200));
-    }
 
     #[test]
     fn a_session_remembers_its_peer() {
@@ -1087,48 +627,5 @@ mod tests {
         assert_eq!(session.peer(), None);
         session.set_peer(NodeId(0));
         assert_eq!(session.peer(), Some(NodeId(0)));
-    }
-
-    #[test]
-    fn a_slow_readers_output_does_not_keep_what_has_left() {
-        let asked = Asked { dress: Dress::unframed(codec::Protocol::Binary), sequence: 1, oneway: false };
-        let mut output = Output::default();
-        let mut most = 0;
-        for _ in 0..200 {
-            let long = "x".repeat(100_000);
-            output.write(asked, Outcome::Reply(Reply::GetInfo(Ok(long)), None));
-            while output.unsent() > 50_000 {
-                output.sent(50_000);
-            }
-            most = most.max(output.capacity());
-        }
-        assert!(most < 4 * UNSENT_BYTES_MAX, "{most} bytes");
-        output.sent(output.unsent());
-        output.give_back();
-        assert_eq!(output.capacity(), 0);
-    }
-
-    #[test]
-    fn what_an_answer_holds_is_given_back_when_it_has_left_though_others_have_not() {
-        let asked = Asked { dress: Dress::unframed(codec::Protocol::Binary), sequence: 1, oneway: false };
-        let held = Arc::new(());
-        let holding = || Arc::strong_count(&held) - 1;
-        let mut output = Output::default();
-        let mut answer_bytes = 0;
-        for answers in 1..=200 {
-            let long = Reply::GetInfo(Ok("x".repeat(100_000)));
-            output.write(asked, Outcome::Reply(long, Some(Box::new(held.clone()))));
-            if answers == 1 {
-                answer_bytes = output.unsent();
-            }
-            while output.unsent() > 250_000 {
-                output.sent(50_000); // the last of them are always on their way
-            }
-            assert_eq!(holding(), output.unsent().div_ceil(answer_bytes), "after {answers} answers");
-        }
-        output.sent(output.unsent() - 1);
-        assert_eq!(holding(), 1);
-        output.sent(1);
-        assert_eq!(holding(), 0);
     }
 }
