@@ -229,8 +229,9 @@ impl Store {
         log.note_hints(hints.largest_sequence);
 
         let held_upto = base.flushed_upto();
+        let window_bytes = config.memtable_bytes_max.min(config.log_bytes_max);
         let (memory, rows_replayed) =
-            log.recover(held_upto, config.memtable_bytes_max, &mut progress, |table, upto| {
+            log.recover(held_upto, window_bytes, &mut progress, |table, upto| {
                 flush::flush_at_start(&mut base, &table, config.flush_transaction_cells, upto)
             })?;
         if !log_created {
