@@ -41,6 +41,7 @@ pub async fn serve<S: Service>(
         shutdown,
         connections: JoinSet::new(),
         refusals: Seldom::default(),
+        only_servers: Seldom::default(),
         failures: Seldom::default(),
     };
     server.accept_until_shutdown(&listener).await;
@@ -55,6 +56,7 @@ struct Server<S> {
     shutdown: watch::Receiver<bool>,
     connections: JoinSet<()>,
     refusals: Seldom,
+    only_servers: Seldom,
     failures: Seldom,
 }
 
@@ -83,7 +85,7 @@ impl<S: Service> Server<S> {
             return;
         }
         if admits == Admits::Servers {
-            self.refusals.warn(|| format!("connections_max = {bound} are open: only servers are let in"));
+            self.only_servers.warn(|| format!("connections_max = {bound} are open: only servers are let in"));
         }
         self.stats.connections_accepted.count();
         self.connections.spawn(serve_connection(

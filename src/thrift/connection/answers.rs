@@ -1,6 +1,6 @@
 //! Answers, from the call that they belong to until their bytes have left.
 //!
-//!   call ─► [`Waiting`], in the order of the calls ─► [`Output`], as bytes ─► socket
+//!   call ─► [`Waiting`] ─► [`Output`], as bytes ─► socket
 //!
 //! Not here: when they are fetched and sent (the connection).
 
@@ -30,7 +30,7 @@ pub(super) struct Asked {
     pub oneway: bool,
 }
 
-/// An answer of the service, or of this module in its place.
+/// An answer of the service, or of the connection in its place.
 pub(super) enum Outcome {
     Reply(Reply, Held),
     Refused { name: String, kind: ApplicationErrorKind, why: String },

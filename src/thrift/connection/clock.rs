@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 /// How soon a connection looks again whether the budget has room.
-pub(super) const BUDGET_RETRY: Duration = Duration::from_millis(20);
+const BUDGET_RETRY: Duration = Duration::from_millis(20);
 
 /// What a connection waits for, and since when. Noted once a turn; the timer is moved only to make it earlier, and
 /// looks again when it goes off too early.

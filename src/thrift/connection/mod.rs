@@ -125,7 +125,7 @@ const SCRATCH_BYTES: usize = 64 * 1024;
 const SMALL_HALF_BYTES: usize = 16 * 1024;
 /// How much a long half message's buffer grows at once, at least.
 const GROWTH_BYTES: usize = 64 * 1024;
-/// The same while the budget is spent.
+/// What [`UNSENT_BYTES_MAX`] is while the budget is spent.
 const UNSENT_BYTES_MAX_SPENT: usize = 32 * 1024;
 /// Rounds of one turn; then other connections of the thread have theirs.
 const ROUNDS_MAX: usize = 4;
