@@ -53,9 +53,8 @@ impl Files {
         let earlier = store.remembered(standing::INCARNATION);
         let whole = earlier.is_some_and(|incarnation| store.remembered(standing::WHOLE) == Some(incarnation));
         let remembered = |node: &NodeId| {
-            let incarnation = store.remembered(&format!("peer_{node}_incarnation"))?;
-            let logged = store.remembered(&format!("peer_{node}_logged"))?;
-            Some((*node, Claim { incarnation, logged }))
+            let [incarnation, logged] = memory_names(*node).map(|name| store.remembered(&name));
+            Some((*node, Claim { incarnation: incarnation?, logged: logged? }))
         };
         let memory: BTreeMap<NodeId, Claim> = nodes.iter().filter_map(remembered).collect();
         Files {
@@ -258,10 +257,7 @@ impl Reconciler {
             }
             known.files.kept_at = Some(Instant::now());
             let number = |(node, claim): (&NodeId, &Claim)| {
-                [
-                    (format!("peer_{node}_incarnation"), claim.incarnation),
-                    (format!("peer_{node}_logged"), claim.logged),
-                ]
+                memory_names(*node).into_iter().zip([claim.incarnation, claim.logged])
             };
             (known.files.memory.iter().flat_map(number).collect(), known.files.memory.clone())
         };
@@ -314,6 +310,11 @@ impl Reconciler {
 fn self_numbers(incarnation: i64, whole: bool) -> Vec<(String, i64)> {
     let whole = if whole { incarnation } else { 0 };
     vec![(standing::INCARNATION.to_owned(), incarnation), (standing::WHOLE.to_owned(), whole)]
+}
+
+/// How the store remembers another server's files: their incarnation, and the rows they had logged.
+fn memory_names(node: NodeId) -> [String; 2] {
+    [format!("peer_{node}_incarnation"), format!("peer_{node}_logged")]
 }
 
 fn claim(told: &PeerMemory) -> Claim {
