@@ -426,7 +426,7 @@ impl Config {
         }
     }
 
-    /// Time for a connection to another server to be opened and greeted.
+    /// Time for a connection to another server to be opened and greeted, and to greet where only a server may.
     pub fn connect_timeout(&self) -> Duration {
         Duration::from_millis(self.connect_timeout_ms)
     }

@@ -14,6 +14,8 @@ const BUDGET_RETRY: Duration = Duration::from_millis(20);
 pub(super) struct Clock {
     idle_timeout: Duration,
     half_message_timeout: Duration,
+    /// Another server is to have greeted by then; `None`: one has, or it may be anybody's connection.
+    pub greet_by: Option<Instant>,
     /// When the timer goes off.
     pub armed: Instant,
     /// Nothing is under way since.
@@ -29,6 +31,8 @@ pub(super) struct Clock {
 /// What took too long.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(super) enum Late {
+    #[error("no greeting of a server within connect_timeout_ms")]
+    Ungreeted,
     #[error("no message for longer than idle_timeout_s")]
     Idle,
     #[error("half a message, and no more of it within half_message_timeout_s")]
@@ -42,6 +46,7 @@ impl Clock {
         Clock {
             idle_timeout,
             half_message_timeout,
+            greet_by: None,
             armed: now,
             idle_since: Some(now),
             half_since: None,
@@ -64,9 +69,10 @@ impl Clock {
         self.unsent_since = (unsent > 0).then(|| still.unwrap_or((now, all)));
     }
 
-    pub fn deadlines(&self) -> [(Late, Option<Instant>); 3] {
+    pub fn deadlines(&self) -> [(Late, Option<Instant>); 4] {
         let unsent_since = self.unsent_since.map(|(since, _)| since);
         [
+            (Late::Ungreeted, self.greet_by),
             (Late::HalfMessage, self.half_since.map(|since| since + self.half_message_timeout)),
             (Late::Unsent, unsent_since.map(|since| since + self.half_message_timeout)),
             (Late::Idle, self.idle_since.map(|since| since + self.idle_timeout)),

@@ -37,7 +37,7 @@ use thrift::protocol::{TMessageIdentifier, TMessageType};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 use tokio::sync::watch;
 use tokio::task::yield_now;
-use tokio::time::{Instant, sleep, sleep_until};
+use tokio::time::{Instant, sleep_until};
 
 use self::answers::{Asked, Next, Outcome, Output, UNSENT_BYTES_MAX, Waiting};
 use self::clock::{Clock, Late};
@@ -158,7 +158,6 @@ pub async fn serve_connection<S: Service>(
 ) {
     let Ok(remote) = stream.peer_addr() else { return }; // it has gone again
     let _ = stream.set_nodelay(true); // without it answers are only slower
-    let mut greeting = pin!(sleep(limits.greeting_timeout));
     let mut connection = Connection::new(stream, remote, admits, service, limits, stats);
     let mut timer = pin!(sleep_until(connection.arm()));
     let mut stopped = pin!(stopped(shutdown));
@@ -171,12 +170,6 @@ pub async fn serve_connection<S: Service>(
             },
             () = &mut stopped, if !connection.ending => connection.end(),
             () = &mut timer => connection.close_if_late(),
-            // What is said behind the comma is as old as the wait: it may have greeted since.
-            () = &mut greeting, if connection.must_greet() => {
-                if connection.must_greet() {
-                    connection.refuse();
-                }
-            }
         }
         timer.as_mut().reset(connection.arm());
     }
@@ -198,7 +191,6 @@ enum Turn {
 
 struct Connection<S> {
     stream: TcpStream,
-    admits: Admits,
     session: Arc<Session>,
     service: Arc<S>,
     limits: Arc<Limits>,
@@ -234,9 +226,11 @@ impl<S: Service> Connection<S> {
         stats: Arc<Stats>,
     ) -> Connection<S> {
         let bounds = Bounds { bytes_max: limits.message_bytes_max, depth_max: limits.message_depth_max };
+        let now = Instant::now();
+        let mut clock = Clock::new(now, limits.idle_timeout, limits.half_message_timeout);
+        clock.greet_by = (admits == Admits::Servers).then(|| now + limits.greeting_timeout);
         Connection {
             stream,
-            admits,
             session: Arc::new(Session::new(remote)),
             service,
             stats,
@@ -249,7 +243,7 @@ impl<S: Service> Connection<S> {
             waiting: Waiting::default(),
             output: Output::default(),
             charge: Charge { limits: limits.clone(), bytes: 0, overdraws: false },
-            clock: Clock::new(Instant::now(), limits.idle_timeout, limits.half_message_timeout),
+            clock,
             limits,
             ending: false,
             gone: false,
@@ -312,6 +306,7 @@ impl<S: Service> Connection<S> {
     fn close_if_late(&mut self) {
         match self.clock.late(Instant::now()) {
             None => {}
+            Some(Late::Ungreeted) => self.refuse(),
             Some(Late::Idle) => {
                 self.stats.connections_broken.count();
                 log::info!("closing the connection from {}: {}", self.session.remote, Late::Idle);
@@ -328,11 +323,6 @@ impl<S: Service> Connection<S> {
     fn warn(&self, why: &dyn std::fmt::Display) {
         self.stats.connections_broken.count();
         log::warn!("closing the connection from {}: {why}", self.session.remote);
-    }
-
-    /// It is to be a server's, and none has greeted yet.
-    fn must_greet(&self) -> bool {
-        self.admits == Admits::Servers && self.session.peer().is_none() && !self.gone
     }
 
     /// It is not what it is to be.
@@ -508,7 +498,7 @@ impl<S: Service> Connection<S> {
         })
         .map_err(|error| Broken::NoCall(codec::describe_error(&error)))?;
         check_header(&header)?;
-        if self.must_greet() && !matches!(call, Ok(Some(Call::Greet(_)))) {
+        if self.clock.greet_by.is_some() && !matches!(call, Ok(Some(Call::Greet(_)))) {
             self.refuse();
             return Ok(());
         }
@@ -532,6 +522,9 @@ impl<S: Service> Connection<S> {
                 self.stats.requests_invalid.count();
                 self.answer(asked, unreadable(header.name, &error));
             }
+        }
+        if self.session.peer().is_some() {
+            self.clock.greet_by = None;
         }
         Ok(())
     }
