@@ -262,7 +262,8 @@ settings! {
         /// Share (0 to 1) of a server's time for comparing one range while clients send 20 requests a second or more. A
         /// share below 0.001 counts as 0.001, here and in the next two.
         reconcile_share_busy: f64 = 0.002, 0 to 1;
-        /// The same for a range that is not proven equal, and for sending and receiving what differs.
+        /// The same for a range that is not proven equal (while a server is down: nor found equal on the others), and
+        /// for sending and receiving what differs.
         reconcile_mend_share_busy: f64 = 0.1, 0 to 1;
         /// The same for all of that while fewer requests come.
         reconcile_share_idle: f64 = 0.25, 0 to 1;

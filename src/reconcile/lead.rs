@@ -254,12 +254,20 @@ impl Reconciler {
 
     /// Looking at a range that is proven equal takes a smaller share than at one that may lack something; unless a
     /// server gets back what it lost, for its ranges wait behind this one.
+    ///
+    /// While a server is down nothing can be proven. It is enough then that every range which this server leads was
+    /// found equal since it went down: one that was not would wait behind this one.
     pub(super) fn look_work(&self, index: usize) -> Work {
-        let whole = self.nodes.iter().all(|node| self.is_whole(*node, index));
+        let mut up = self.nodes.iter().filter(|node| self.is_up(**node));
+        let whole = up.all(|node| self.is_whole(*node, index));
+        let present = self.present();
+        let led: Vec<usize> = (0..self.ring.ranges().len()).filter(|index| self.leads(*index)).collect();
         let known = self.known();
-        let range = &known.ranges[index];
-        let equal = whole && range.proven.is_some() && range.why.is_empty() && range.diverged.is_none();
-        if equal { Work::Look } else { Work::Mend }
+        let equal = match present.len() + 1 < self.nodes.len() && led.contains(&index) {
+            true => led.iter().all(|index| known.ranges[*index].was_equal_among(&present)),
+            false => known.ranges[index].is_proven_equal(),
+        };
+        if whole && equal { Work::Look } else { Work::Mend }
     }
 
     /// Rests after so much work on a range.

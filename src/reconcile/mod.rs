@@ -67,7 +67,7 @@ pub use outstanding::{Outstanding, Unsettled};
 use pace::Pace;
 use refill::Files;
 pub use standing::Standing;
-use state::{Heard, Promised, RangeKnown, Samples};
+use state::{Heard, Present, Promised, RangeKnown, Samples};
 use stretch::stretches;
 
 /// How long cells wait to be offered again to a log whose queue was full, and how often.
@@ -150,6 +150,8 @@ struct Known {
     /// By index in the ring's order; those of which this server is no replica stay empty.
     ranges: Vec<RangeKnown>,
     heard: BTreeMap<NodeId, Heard>,
+    /// Who was up when a pass began last.
+    present: Option<Present>,
     /// Until when the others want to be left alone.
     welcome: BTreeMap<NodeId, Instant>,
     /// What is compared is older than the one, what is collected older than the other.
@@ -197,6 +199,7 @@ impl Reconciler {
         let known = Known {
             ranges,
             heard: BTreeMap::new(),
+            present: None,
             welcome: BTreeMap::new(),
             compared: Samples::new(Duration::from_millis(config.reconcile_lag_ms)),
             collected: Samples::new(Duration::from_millis(config.collection_lag_ms)),
@@ -276,15 +279,36 @@ impl Reconciler {
         self.members.state(node) != State::Down
     }
 
+    fn follower(&self, node: NodeId) -> Follower {
+        Follower { node, generation: self.members.generation(node).unwrap_or(0) }
+    }
+
+    /// The other servers that are up.
+    fn present(&self) -> Vec<Follower> {
+        let others = self.nodes.iter().copied().filter(|node| *node != self.me && self.is_up(*node));
+        others.map(|node| self.follower(node)).collect()
+    }
+
+    /// Takes note of who is up. `None`: what is compared up to this stamp need not have all that a server had sent
+    /// before it went down.
+    fn note_present(&self, upto: Stamp) -> Option<Vec<Follower>> {
+        let servers = self.present();
+        let mut known = self.known();
+        if known.present.as_ref().is_none_or(|present| present.servers != servers) {
+            known.present = Some(Present { servers: servers.clone(), since: self.clock.latest() });
+        }
+        known.present.as_ref().is_some_and(|present| upto >= present.since).then_some(servers)
+    }
+
     /// One pass through a range. Returns how many cells moved.
     async fn lead(self: &Arc<Self>, index: usize) -> u64 {
         let replicas = &self.ring.ranges()[index].replicas;
         let others = || replicas.iter().copied().filter(|node| *node != self.me);
         let (up, absent): (Vec<NodeId>, Vec<NodeId>) = others().partition(|node| self.is_up(*node));
-        let follower = |node| Follower { node, generation: self.members.generation(node).unwrap_or(0) };
-        let followers: Vec<Follower> = up.into_iter().map(follower).collect();
+        let followers: Vec<Follower> = up.into_iter().map(|node| self.follower(node)).collect();
         let promised = self.promised();
         let cut = self.cut(index);
+        let present = self.note_present(cut.upto);
         let compared = match self.pass(index, &followers, cut).await {
             Ok(compared) => compared,
             Err(stopped) => {
@@ -299,6 +323,7 @@ impl Reconciler {
             log::info!("server {}: range {index}: {moved} cells moved between its replicas", self.me);
         }
         let equal = compared.why.is_empty() && moved == 0;
+        self.known().ranges[index].equal_among = present.filter(|_| equal);
         let collected = match proven {
             Ok(_) => self.collect(index, &followers, cut.horizon).await,
             Err(_) => Ok(self.horizon(index)),

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::lead::Follower;
 use crate::answer::NodeId;
 use crate::cell::Stamp;
 use crate::key::TableId;
@@ -20,6 +21,9 @@ pub(super) struct RangeKnown {
     pub proven: Option<(Stamp, i64)>,
     /// Why it is not proven now; empty: it is.
     pub why: String,
+    /// The servers that were up, each with its start, when nothing was found to differ between the replicas among them;
+    /// `None`: something was, or this server does not lead the range.
+    pub equal_among: Option<Vec<Follower>>,
     /// Cells were found to differ at this time and have not been proven equal since.
     pub diverged: Option<Instant>,
     /// Why dead cells were not collected when that was tried last.
@@ -28,6 +32,27 @@ pub(super) struct RangeKnown {
     pub collected_at: Option<Instant>,
     /// Another replica has collected as far as this.
     pub told: Horizon,
+}
+
+impl RangeKnown {
+    /// All replicas are, as far as is known.
+    pub fn is_proven_equal(&self) -> bool {
+        self.proven.is_some() && self.why.is_empty() && self.diverged.is_none()
+    }
+
+    /// The replicas among these were, and nothing was found since.
+    pub fn was_equal_among(&self, present: &[Follower]) -> bool {
+        self.equal_among.as_deref() == Some(present) && self.diverged.is_none()
+    }
+}
+
+/// Who is up besides this server.
+#[derive(Debug)]
+pub(super) struct Present {
+    /// Each with its start.
+    pub servers: Vec<Follower>,
+    /// What the clock had reached when this was noticed: writes of one that went down may be on their way up to there.
+    pub since: Stamp,
 }
 
 /// What another server said last.

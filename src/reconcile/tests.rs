@@ -8,6 +8,7 @@ use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use tempfile::TempDir;
 
+use super::pace::Work;
 use super::standing::Claim;
 use super::*;
 use crate::answer::{AnswerTo, ReadAnswer};
@@ -360,6 +361,50 @@ async fn a_range_that_stays_different_does_not_keep_others_waiting() {
     }
     assert!(leader.lead(0).await > 0);
     rounds.abort();
+}
+
+#[tokio::test(start_paused = true)]
+async fn replicas_that_are_equal_are_hardly_looked_at_while_another_is_away() {
+    let cluster = Cluster::new().await;
+    let leader = cluster.server(0);
+    for node in 0..3 {
+        cluster.server(node).look_after_refill().await;
+    }
+    cluster.hear().await;
+    assert!((0..3).all(|node| leader.is_whole(NodeId(node), 0)));
+    assert_eq!(leader.look_work(0), Work::Mend, "nothing is known yet");
+    assert_eq!(leader.lead(0).await, 0);
+    assert_eq!((leader.look_work(0), cluster.server(1).look_work(0)), (Work::Look, Work::Look));
+    leader.known().heard.clear();
+    assert_eq!(leader.lead(0).await, 0);
+    assert_eq!(leader.look_work(0), Work::Mend, "equal, and not proven: the next pass may do it");
+
+    for event in [Event::Lost { why: String::new() }, Event::Refused { why: String::new() }] {
+        leader.members.note(NodeId(2), event);
+    }
+    cluster.put(0, 1, value(5)).await;
+    leader.clock.stamp();
+    for (range, moved, work, why) in [
+        (0, 1, Work::Mend, "something differed"),
+        (2, 0, Work::Mend, "what server 2 sent last may be on its way"),
+        (0, 0, Work::Mend, "the same"),
+        (0, 0, Work::Mend, "range 2 was not compared since"),
+        (2, 0, Work::Look, "both were"),
+    ] {
+        assert_eq!(leader.lead(range).await, moved);
+        assert!(leader.known().ranges[range].why.contains("server 2 is down"));
+        assert_eq!([leader.look_work(0), leader.look_work(2)], [work; 2], "{why}");
+        if why == "the same" {
+            leader.sample_clock();
+        }
+    }
+
+    leader.members.note(NodeId(2), Event::Connected { generation: GENERATION });
+    cluster.hear().await;
+    assert_eq!(leader.look_work(0), Work::Mend, "what it missed is not there yet");
+    while leader.lead(0).await > 0 {}
+    assert_eq!(leader.look_work(0), Work::Look);
+    assert_eq!(cluster.get(2, 1), Some(value(5)));
 }
 
 #[tokio::test(start_paused = true)]
