@@ -3,7 +3,8 @@
 #
 #   benches/marks.sh stall      at half of the highest rate: latencies, and the worst while memtables are flushed; then the
 #                               same of the ceiling (examples/ceiling.rs), which flushes nothing, to tell what is the machine's
-#   benches/marks.sh dead       puts at QUORUM with one server dead, against four
+#   benches/marks.sh dead       puts at QUORUM with one server dead, against four; then the same of the ceiling, to tell what
+#                               follows from needing both of two replicas instead of two of three
 #   benches/marks.sh drain      a million hints handed to a server that returns, while clients go on
 #   benches/marks.sh recover    a server starts with a million rows in its log, and with none
 #   benches/marks.sh memory     of an idle server, and of each cell in the memtable
@@ -45,17 +46,18 @@ stall() {
   say "the ceiling at $half a second: $("$bin/examples/ceiling" load --nodes "$nodes" --keys "$keys" --rate "$half" --seconds "$seconds")"
 }
 
-# Its nodes, filled, in place of the servers.
+# Its nodes, filled, in place of the servers; all, or those with a smaller number than the one that is dead.
 ceiling() {
+  local dead=${1:-} id
   [ -n "${TETRACHORD_BIN:-}" ] || cargo build --release --locked --example ceiling
   fresh
-  local id
-  for ((id = 0; id < servers; id++)); do
-    "$bin/examples/ceiling" serve --id "$id" --nodes "$nodes" --data "$scratch/$id" >"$scratch/$id.log" 2>&1 &
+  for ((id = 0; id < ${dead:-$servers}; id++)); do
+    "$bin/examples/ceiling" serve --id "$id" --nodes "$nodes" --data "$scratch/$id" ${dead:+--dead "$dead"} \
+      >"$scratch/$id.log" 2>&1 &
     pids[$id]=$!
   done
-  for ((id = 0; id < servers; id++)); do started "$id" grep -qs ready "$scratch/$id.log"; done
-  "$bin/examples/ceiling" load --nodes "$nodes" --what fill --keys "$keys" >/dev/null
+  for ((id = 0; id < ${dead:-$servers}; id++)); do started "$id" grep -qs ready "$scratch/$id.log"; done
+  "$bin/examples/ceiling" load --nodes "$nodes" --what fill --keys "$keys" ${dead:+--without "$dead"} >/dev/null
 }
 
 dead() {
@@ -76,6 +78,19 @@ dead() {
   done
   say "puts at QUORUM through three servers, 64 connections: with four servers ${four[*]}, with one of them dead ${three[*]} a second"
   check "not lower with one dead" below "$(sorted "${four[@]}" | quantile 0.5)" "$(sorted "${three[@]}" | quantile 0.5) + 1"
+  four=() three=()
+  for round in $(seq "$rounds"); do
+    ceiling
+    four+=("$(ceiling_rate)")
+    ceiling 3
+    three+=("$(ceiling_rate)")
+  done
+  say "the ceiling: with four nodes ${four[*]}, with one of them dead ${three[*]} a second"
+}
+
+# Puts through all nodes but the last.
+ceiling_rate() {
+  "$bin/examples/ceiling" load --nodes "$nodes" --keys "$keys" --seconds "$seconds" --without 3 | sed 's/ .*//'
 }
 
 # Three of four keys have a replica on server 3.

@@ -3,9 +3,10 @@
 //!
 //! A process for each node, three copies, two of three acknowledge. Each mutation is a row in SQLite at
 //! `synchronous=FULL`, and is acknowledged after the fsync of the transaction it is in; a transaction holds what
-//! arrived during the last one. A read is answered from memory by one replica, or by two. Frames over TCP; no Thrift,
-//! no stamps, no hints, no deadlines, no repair: whatever Tetrachord does beyond this costs something, and the ratio of
-//! the two says how much.
+//! arrived during the last one. A read is answered from memory by one replica, or by two. With one node dead
+//! (`--dead`) the coordinator logs what it would get. Frames over TCP; no Thrift, no stamps, no deadlines,
+//! no repair, nothing handed over: whatever Tetrachord does beyond this costs something, and the ratio of the two says
+//! how much.
 //!
 //! ```text
 //!   client ─ PUT ─► coordinator ─ APPLY ─► replicas: log thread, one transaction for all that waited ─ ACK ─► 2 of 3 ─ ACK ─► client
@@ -53,6 +54,9 @@ enum Command {
         /// No fsync before an acknowledgement
         #[arg(long)]
         process_crash: bool,
+        /// The node of this number is dead: each row it would get is a row more in the coordinator's log
+        #[arg(long)]
+        dead: Option<usize>,
     },
     /// Write or read as fast as the nodes answer
     Load {
@@ -75,6 +79,9 @@ enum Command {
         /// So many operations a second, however late the answers (open loop, as in `stress`); one outstanding each
         #[arg(long)]
         rate: Option<f64>,
+        /// Send nothing to the node of this number
+        #[arg(long)]
+        without: Option<usize>,
     },
 }
 
@@ -111,8 +118,8 @@ fn main() -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let local = LocalSet::new();
     match Command::parse() {
-        Command::Serve { id, nodes, data, process_crash } => {
-            local.block_on(&runtime, serve(id, &Nodes::load(&nodes)?, &data, process_crash))
+        Command::Serve { id, nodes, data, process_crash, dead } => {
+            local.block_on(&runtime, serve(id, &Nodes::load(&nodes)?, &data, process_crash, dead))
         }
         Command::Load {
             nodes,
@@ -124,10 +131,12 @@ fn main() -> anyhow::Result<()> {
             seconds,
             warm_up,
             rate,
+            without,
         } => {
             let (warm_up, seconds) = (Duration::from_secs(warm_up), Duration::from_secs(seconds));
             let load = Rc::new(Load {
                 what,
+                without,
                 pace: rate.map(|rate| Pace::new(Some(rate), warm_up, End::After(seconds), connections)),
                 filled: Cell::new(0),
                 outstanding,
@@ -198,11 +207,12 @@ impl Outbox {
 
 // ------------------------------------------------------------------------------------------------ the node
 
-/// Who waits for a row: a write coordinated here, or a frame on a connection.
+/// Who waits for a row: a write coordinated here, a frame on a connection, or nobody, for it is the dead node's.
 #[derive(Clone, Copy)]
 enum Origin {
     Here(u64),
     Connection(usize, u64),
+    Nobody,
 }
 
 /// What waits for the log thread.
@@ -220,6 +230,8 @@ struct Write {
     client: usize,
     number: u64,
     acknowledged: usize,
+    /// Of how many replicas.
+    asked: usize,
 }
 
 /// A read under way.
@@ -232,6 +244,7 @@ struct Read {
 struct Node {
     id: usize,
     nodes: usize,
+    dead: Option<usize>,
     memory: Arc<Memory>,
     queue: Arc<Queue>,
     /// Rows that came since the log thread was last given some.
@@ -244,8 +257,18 @@ struct Node {
     next: Cell<u64>,
 }
 
-async fn serve(id: usize, nodes: &Nodes, data: &Path, process_crash: bool) -> anyhow::Result<()> {
+async fn serve(
+    id: usize,
+    nodes: &Nodes,
+    data: &Path,
+    process_crash: bool,
+    dead: Option<usize>,
+) -> anyhow::Result<()> {
     let address = nodes.addresses().get(id).expect("--id is a line of --nodes").clone();
+    anyhow::ensure!(
+        dead.is_none_or(|dead| dead != id && nodes.len() > QUORUM),
+        "this node is dead, or too many are"
+    );
     let listener = TcpListener::bind((address.host.as_str(), address.port)).await?;
     let (tell, mut committed) = mpsc::unbounded_channel();
     let queue = Arc::new(Queue::default());
@@ -257,6 +280,7 @@ async fn serve(id: usize, nodes: &Nodes, data: &Path, process_crash: bool) -> an
     let node = Rc::new(Node {
         id,
         nodes: nodes.len(),
+        dead,
         memory,
         queue,
         arrived: RefCell::default(),
@@ -267,7 +291,8 @@ async fn serve(id: usize, nodes: &Nodes, data: &Path, process_crash: bool) -> an
         reads: RefCell::default(),
         next: Cell::new(0),
     });
-    for (peer, address) in nodes.addresses().iter().enumerate().filter(|(peer, _)| *peer != id) {
+    let others = nodes.addresses().iter().enumerate().filter(|(peer, _)| *peer != id && Some(*peer) != dead);
+    for (peer, address) in others {
         spawn_local(node.clone().link(peer, address.clone()));
     }
     spawn_local(node.clone().feed_log());
@@ -325,10 +350,13 @@ impl Node {
     fn coordinate(&self, client: usize, number: u64, body: &Bytes) {
         let write = self.next.get();
         self.next.set(write + 1);
-        self.writes.borrow_mut().insert(write, Write { client, number, acknowledged: 0 });
+        let asked = self.replicas(body).filter(|replica| Some(*replica) != self.dead).count();
+        self.writes.borrow_mut().insert(write, Write { client, number, acknowledged: 0, asked });
         for replica in self.replicas(body) {
             if replica == self.id {
                 self.log(Origin::Here(write), body.clone());
+            } else if Some(replica) == self.dead {
+                self.log(Origin::Nobody, body.clone());
             } else {
                 self.peers[replica].send(APPLY, write, body);
             }
@@ -354,7 +382,8 @@ impl Node {
         if here {
             self.value(key); // read as a replica does; of two the other's is told
         }
-        for replica in self.replicas(key).filter(|replica| *replica != self.id).take(missing) {
+        let others = self.replicas(key).filter(|replica| *replica != self.id && Some(*replica) != self.dead);
+        for replica in others.take(missing) {
             self.peers[replica].send(READ, read, key);
         }
     }
@@ -396,6 +425,7 @@ impl Node {
             Origin::Connection(connection, number) => {
                 self.connections.borrow()[connection].send(ACK, number, &[]);
             }
+            Origin::Nobody => {}
         }
     }
 
@@ -406,7 +436,7 @@ impl Node {
         if write.acknowledged == QUORUM.min(self.nodes) {
             self.connections.borrow()[write.client].send(ACK, write.number, &[]);
         }
-        if write.acknowledged == COPIES.min(self.nodes) {
+        if write.acknowledged == write.asked {
             writes.remove(&number);
         }
     }
@@ -449,7 +479,9 @@ fn write_log(
         let bytes: usize = batch.iter().map(|(_, body)| body.len()).sum();
         let mut memory = memory.write().expect("no panic while it is held");
         let keep = |(origin, body): (Origin, Bytes)| {
-            memory.insert(body.slice(..KEY_BYTES), body.slice(KEY_BYTES..));
+            if !matches!(origin, Origin::Nobody) {
+                memory.insert(body.slice(..KEY_BYTES), body.slice(KEY_BYTES..));
+            }
             origin
         };
         let told = batch.into_iter().map(keep).collect();
@@ -476,6 +508,7 @@ async fn dial(address: &Address) -> io::Result<(OwnedReadHalf, OwnedWriteHalf)> 
 
 struct Load {
     what: What,
+    without: Option<usize>,
     /// When operations are due, where that does not depend on the answers.
     pace: Option<Arc<Pace>>,
     /// Keys put by now, where each is put once.
@@ -493,8 +526,11 @@ impl Load {
         if let Some(pace) = &self.pace {
             pace.start_releasing()?;
         }
+        let wanted = nodes.addresses().iter().enumerate().filter(|(node, _)| Some(*node) != self.without);
+        let addresses: Vec<&Address> = wanted.map(|(_, address)| address).collect();
+        anyhow::ensure!(!addresses.is_empty(), "no node is left");
         let each = |number: usize| {
-            let address = nodes.addresses()[number % nodes.len()].clone();
+            let address = addresses[number % addresses.len()].clone();
             let random = fastrand::Rng::with_seed(number as u64);
             let load = self.clone();
             spawn_local(async move {
