@@ -234,6 +234,8 @@ settings! {
         handoff_share_busy: f64 = 0.25, 0 to 1;
         /// Milliseconds until handoff to a server that is up is tried again after a failure.
         handoff_retry_ms: u64 = 1_000, 10 to 3_600_000;
+        /// Milliseconds that a call of `resendHints` waits for its delivery; then it says how many hints are left.
+        handoff_call_ms: u64 = 60_000, 10 to 3_600_000;
     }
     "reconciliation" {
         /// Compare the replicas of every range all the time and make them equal, without waiting for reads. Without it
@@ -262,8 +264,8 @@ settings! {
         /// Share (0 to 1) of a server's time for comparing one range while clients send 20 requests a second or more. A
         /// share below 0.001 counts as 0.001, here and in the next two.
         reconcile_share_busy: f64 = 0.002, 0 to 1;
-        /// The same for a range that is not proven equal (while a server is down: nor found equal on the others), and
-        /// for sending and receiving what differs.
+        /// The same for a range that is not proven equal (while a server is down: not found equal on those that are
+        /// up), and for sending and receiving what differs.
         reconcile_mend_share_busy: f64 = 0.1, 0 to 1;
         /// The same for all of that while fewer requests come.
         reconcile_share_idle: f64 = 0.25, 0 to 1;

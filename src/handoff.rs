@@ -73,6 +73,19 @@ pub enum HandoffError {
     /// This server's own hint log failed.
     #[error("this server's hint log: {0}")]
     HintLog(String),
+    /// There was not enough time.
+    #[error(
+        "hints for server {target} are left after {waited:?}, {left} of them; they are kept, and handing them \
+         over goes on"
+    )]
+    NotDone {
+        /// The server.
+        target: NodeId,
+        /// How many hints.
+        left: u64,
+        /// How long it was given.
+        waited: Duration,
+    },
 }
 
 impl Handoff {
@@ -143,7 +156,7 @@ impl Handoff {
     }
 
     /// Delivers all hints for `target` now. Returns how many were acknowledged; 0 at once if a delivery is under way.
-    pub async fn deliver(&self, target: NodeId) -> Result<u64, HandoffError> {
+    async fn deliver(&self, target: NodeId) -> Result<u64, HandoffError> {
         let Some(_turn) = Turn::take(&self.delivering, target) else { return Ok(0) };
         let mut delivered = 0;
         loop {
@@ -180,6 +193,16 @@ impl Handoff {
             {
                 tokio::time::sleep(rest_after(began.elapsed(), self.config.handoff_share_busy)).await;
             }
+        }
+    }
+
+    /// The same for somebody who waits no longer than `handoff_call_ms`; the delivery goes on.
+    pub async fn deliver_in_time(self: &Arc<Self>, target: NodeId) -> Result<u64, HandoffError> {
+        let waited = Duration::from_millis(self.config.handoff_call_ms);
+        let delivery = tokio::spawn(self.clone().deliver_and_say(target));
+        match tokio::time::timeout(waited, delivery).await {
+            Ok(Ok(outcome)) => outcome,
+            _ => Err(HandoffError::NotDone { target, left: self.store.hint_total(target).count, waited }),
         }
     }
 
@@ -265,13 +288,13 @@ impl Handoff {
         }
     }
 
-    async fn deliver_and_say(self: Arc<Self>, target: NodeId) {
+    async fn deliver_and_say(self: Arc<Self>, target: NodeId) -> Result<u64, HandoffError> {
         let (me, outcome) = (self.me, self.deliver(target).await);
         let mut said = self.said_stopped.lock().expect("no panic while it is held");
-        match outcome {
+        match &outcome {
             Ok(delivered) => {
                 said.remove(&target);
-                if delivered > 0 {
+                if *delivered > 0 {
                     log::info!(
                         "server {me}: handoff to server {target} is done: {delivered} hints delivered"
                     );
@@ -285,6 +308,7 @@ impl Handoff {
                 }
             }
         }
+        outcome
     }
 
     fn say_full(&self, target: NodeId, why: &str) {
@@ -336,15 +360,22 @@ mod tests {
     const OTHER: NodeId = NodeId(1);
     const ABOVE: Stamp = Stamp(10);
 
-    /// A server that takes no stamps up to [`ABOVE`], and nothing while its disk is full.
+    type Unanswered = AnswerTo<Result<Vec<ApplyAnswer>, Failure>>;
+
+    /// A server that takes no stamps up to [`ABOVE`], and nothing while its disk is full; or is silent.
     #[derive(Default)]
     struct Played {
         took: Mutex<Vec<Stamp>>,
         disk_full: bool,
+        silent: bool,
+        unanswered: Mutex<Vec<Unanswered>>,
     }
 
     impl Peers for Played {
         fn apply_batch(&self, mutations: Vec<Bytes>, to: AnswerTo<Result<Vec<ApplyAnswer>, Failure>>) {
+            if self.silent {
+                return self.unanswered.lock().unwrap().push(to);
+            }
             let apply = |mutation: Bytes| {
                 let stamp = Mutation::decode(&mutation).unwrap().stamp();
                 if stamp <= ABOVE {
@@ -380,21 +411,31 @@ mod tests {
     /// Server 0 with a hint of each stamp for the other, and what delivering them two at once came to.
     async fn delivered(stamps: &[i64], played: Arc<Played>) -> (Result<u64, String>, u64) {
         let dir = tempfile::tempdir().unwrap();
-        let config = Arc::new(Config { handoff_batch_mutations: 2, ..Config::default() });
+        // Of those who are silent it makes no difference how long they are waited for.
+        let handoff_call_ms = if played.silent { 50 } else { 3_600_000 };
+        let config = Arc::new(Config { handoff_batch_mutations: 2, handoff_call_ms, ..Config::default() });
         let stats = Arc::new(Stats::default());
         let (store, _) =
             Store::open(dir.path(), &config, Disk::real(), Drive::Thread, stats.clone(), |_| {}).unwrap();
         let members = Arc::new(Members::new(NodeId(0), 2, 1, &config));
         members.note(OTHER, Event::Connected { generation: 1 });
         let clock = Arc::new(Clock::machine(0));
-        let handoff =
-            Handoff::new(NodeId(0), vec![OTHER], config, store.clone(), members, played, clock, stats);
+        let handoff = Arc::new(Handoff::new(
+            NodeId(0),
+            vec![OTHER],
+            config,
+            store.clone(),
+            members,
+            played,
+            clock,
+            stats,
+        ));
         for stamp in stamps {
             let cell = Cell { stamp: Stamp(*stamp), content: Content::Value(Bytes::from_static(b"v")) };
             let mutation = Arc::new(Mutation::single(KV_TABLE, Bytes::from_static(b"k"), cell));
             ask_one(OTHER, |to| handoff.keep(&mutation, to)).await.unwrap();
         }
-        let outcome = handoff.deliver(OTHER).await.map_err(|error| error.to_string());
+        let outcome = handoff.deliver_in_time(OTHER).await.map_err(|error| error.to_string());
         (outcome, store.hint_total(OTHER).count)
     }
 
@@ -413,6 +454,15 @@ mod tests {
         assert_eq!(left, 3);
         let said = outcome.unwrap_err();
         assert!(said.contains("disk full"), "{said}");
+    }
+
+    #[tokio::test]
+    async fn who_waits_for_a_delivery_does_not_wait_for_ever() {
+        let played = Arc::new(Played { silent: true, ..Played::default() });
+        let (outcome, left) = delivered(&[11, 12, 13], played).await;
+        assert_eq!(left, 3);
+        let said = outcome.unwrap_err();
+        assert!(said.starts_with("hints for server 1 are left after 50ms, 3 of them"), "{said}");
     }
 
     #[test]

@@ -93,15 +93,15 @@ impl Service {
         }
     }
 
-    /// Delivers the hints kept for that server and returns when they are delivered; at once if that is under way
-    /// already.
+    /// Delivers the hints kept for that server and returns when they are delivered, or with an error after
+    /// `handoff_call_ms`, while the delivery goes on; at once if one is under way already.
     pub(super) async fn resend_hints(self: Arc<Self>, id: i32) -> Result<(), SystemException> {
         let unknown = || Wrong(format!("there is no server {id}; ids are 0 to {}", self.nodes.len() - 1));
         let target = self.node(id).ok_or_else(|| self.refuse(unknown()))?;
         if target == self.identity.id {
             return Ok(());
         }
-        match self.handoff.deliver(target).await {
+        match self.handoff.deliver_in_time(target).await {
             Ok(_) => Ok(()),
             Err(HandoffError::NotUp(_)) if self.store.hint_total(target).count == 0 => Ok(()),
             Err(error) => Err(exception(error.to_string())),
