@@ -1,279 +1,352 @@
-//! Is a read done, and who is behind? Counts and merges the answers of one read; knows no clock, no socket, no await.
+//! How a read is carried out: here if that is enough, else by asking; what a replica that answered lacks is written
+//! back.
 //!
-//! A read asks as many replicas as its level needs, in the order it was given. A failed one is replaced by the next,
-//! and [`ReadOp::slow`] asks one more. With enough answers, [`ReadOp::resolve`] merges them and says what each of the
-//! answering replicas lacks: writing that back before answering is what keeps a later quorum read from showing
-//! something older (blocking read repair, as in Cassandra).
+//! Not here: which replica is asked next, and who is behind (`read_op`).
 
-use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use bytes::Bytes;
+use tokio::time::Instant;
 
-use crate::answer::{Failure, NodeId, ReadAnswer};
-use crate::cell::{Cell, merge};
+use super::read_op::{Next, ReadOp};
+use super::trace::{describe_apply, describe_read};
+use super::{Admitted, Coordinator, Level, REDIAL_PAUSE, Refused, Trace, describe_failures, turn};
+use crate::answer::{Answers, ApplyAnswer, Failure, NodeId, ReadAnswer};
+use crate::cell::Cell;
+use crate::membership::State;
+use crate::mutation::Mutation;
+use crate::replica::Outgoing;
+use crate::slice::Slice;
 
-/// The state of one read.
-#[derive(Debug)]
-pub struct ReadOp {
-    needed: usize,
-    /// The replicas in the order in which they are asked.
-    order: Vec<NodeId>,
-    /// How many of `order` were asked.
-    asked: usize,
-    answers: Vec<Answered>,
-    failures: Vec<(NodeId, Failure)>,
-}
+/// A read asks the others again after each pause, so pauses double up to this.
+const REDIAL_PAUSE_MAX: Duration = Duration::from_millis(80);
 
-/// One replica's answer.
-#[derive(Debug)]
-struct Answered {
-    node: NodeId,
-    cells: Vec<(Bytes, Cell)>,
-    complete: bool,
-}
+/// Reads that must have been made before the delay of speculative retries is renewed.
+const SPECULATION_READS_MIN: u64 = 20;
 
-/// What to do after an answer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Next {
-    /// Wait for another answer.
-    Wait,
-    /// Ask this replica too.
-    Ask(NodeId),
-    /// The level is met.
-    Enough,
-    /// The level can no longer be met.
-    Impossible,
-}
-
-/// The merged answers of a read.
-#[derive(Debug, PartialEq)]
-pub struct Resolved {
+/// A read that met its level.
+pub struct Found {
     /// The newest version of each cell, in column order, tombstones and expired ones included.
     pub cells: Vec<(Bytes, Cell)>,
-    /// False: there may be more cells behind the last one; ask from there on.
+    /// False: the slice's bound cut it; there may be more cells behind the last one.
     pub complete: bool,
-    /// What each answering replica lacks of `cells`; replicas that lack nothing are left out.
-    pub repairs: Vec<(NodeId, Vec<(Bytes, Cell)>)>,
+    /// Its share of what answers may take in memory, if it is large; to be kept until the answer has been sent.
+    pub held: Option<Admitted>,
 }
 
-impl ReadOp {
-    /// A read that needs `needed` answers and may ask the replicas of `order`, best first. There are at least `needed`.
-    pub fn new(needed: usize, order: Vec<NodeId>) -> ReadOp {
-        assert!(needed > 0);
-        assert!(needed <= order.len());
-        ReadOp { needed, order, asked: needed, answers: Vec::with_capacity(needed), failures: Vec::new() }
+impl Coordinator {
+    /// Reads `slice` at `level`.
+    pub async fn read(
+        self: &Arc<Self>,
+        slice: Slice,
+        level: Level,
+        trace: &mut Trace,
+    ) -> Result<Found, Refused> {
+        turn::begin().await;
+        match self.read_at_once(&slice, level, trace) {
+            Some(found) => {
+                turn::spend(value_bytes(&found.cells)).await;
+                Ok(found)
+            }
+            None => self.read_by_asking(slice, level, trace).await,
+        }
     }
 
-    /// The replicas to ask at once.
-    pub fn first(&self) -> &[NodeId] {
-        &self.order[..self.needed]
+    /// The short way: one answer suffices and this server can give it, without a timer or a task. The service tries
+    /// it first, so that such a read is answered where its bytes arrived. `None`: others have to be asked.
+    pub fn read_at_once(&self, slice: &Slice, level: Level, trace: &mut Trace) -> Option<Found> {
+        let start = Instant::now();
+        let found = self.read_here_if_enough(slice, level, trace)?;
+        self.stats.read.record_time(start.elapsed());
+        self.stats.reads_ok.count();
+        Some(found)
     }
 
-    /// The replicas that were not asked.
-    pub fn spared(&self) -> &[NodeId] {
-        &self.order[self.asked..]
-    }
-
-    /// Takes note of an answer.
-    pub fn note(&mut self, node: NodeId, answer: ReadAnswer) -> Next {
-        let known = self.answers.iter().any(|answered| answered.node == node);
-        let failed = self.failures.iter().any(|(known, _)| *known == node);
-        match answer {
-            _ if known || failed => {}
-            ReadAnswer::Cells { cells, complete } => self.answers.push(Answered { node, cells, complete }),
-            ReadAnswer::Failed(failure) => {
-                self.failures.push((node, failure));
-                if self.answers.len() < self.needed && self.in_flight() + self.answers.len() < self.needed {
-                    return self.slow().map_or(Next::Impossible, Next::Ask);
-                }
+    /// As [`Coordinator::read`], of which [`Coordinator::read_at_once`] was tried.
+    pub async fn read_by_asking(
+        self: &Arc<Self>,
+        slice: Slice,
+        level: Level,
+        trace: &mut Trace,
+    ) -> Result<Found, Refused> {
+        let start = Instant::now();
+        turn::begin().await;
+        let outcome = self.try_read(slice, level, start, trace).await;
+        let took = start.elapsed();
+        self.recent_reads.record_time(took);
+        self.stats.read.record_time(took);
+        match &outcome {
+            Ok(_) => self.stats.reads_ok.count(),
+            Err(Refused::Unavailable { .. }) => self.stats.reads_unavailable.count(),
+            Err(Refused::Overloaded { .. }) => self.stats.reads_overloaded.count(),
+            Err(Refused::ReadTimeout { .. } | Refused::WriteTimeout { .. } | Refused::TooOld { .. }) => {
+                self.stats.reads_timeout.count()
             }
         }
-        if self.answers.len() >= self.needed { Next::Enough } else { Next::Wait }
+        outcome
     }
 
-    /// An answer is slow: the next replica to ask instead, if there is one.
-    pub fn slow(&mut self) -> Option<NodeId> {
-        let next = self.order.get(self.asked).copied();
-        self.asked += usize::from(next.is_some());
-        next
-    }
-
-    /// How many answers the level needs.
-    pub fn needed(&self) -> usize {
-        self.needed
-    }
-
-    /// How many have answered.
-    pub fn answered(&self) -> usize {
-        self.answers.len()
-    }
-
-    /// The replicas that failed, and why.
-    pub fn failures(&self) -> &[(NodeId, Failure)] {
-        &self.failures
-    }
-
-    /// Merges the answers and finds who is behind. `cells_max` is the bound that the replicas were given.
-    pub fn resolve(mut self, cells_max: usize) -> Resolved {
-        if self.agree() {
-            let Answered { mut cells, complete, .. } = self.answers.swap_remove(0);
-            let truncated = cells.len() > cells_max;
-            cells.truncate(cells_max);
-            return Resolved { cells, complete: complete && !truncated, repairs: Vec::new() };
+    fn read_here_if_enough(&self, slice: &Slice, level: Level, trace: &mut Trace) -> Option<Found> {
+        let replicas = self.ring.replicas(&slice.partition);
+        if level.needed(replicas.len()) != 1
+            || !replicas.contains(&self.me)
+            || self.config.read_repair_chance > 0.0
+        {
+            return None;
         }
-        let complete = self.answers.iter().all(|answered| answered.complete);
-        // An answer that was cut says nothing of what lies behind its last cell: neither may the merged one.
-        let cuts = self.answers.iter().filter(|answered| !answered.complete);
-        let cut = cuts.filter_map(|answered| answered.cells.last().map(|(column, _)| column.clone())).min();
-        let mut newest: BTreeMap<Bytes, Cell> = BTreeMap::new();
-        for (column, cell) in self.answers.iter().flat_map(|answered| &answered.cells) {
-            if cut.as_ref().is_some_and(|cut| column > cut) {
+        match self.replicas.read_here(slice) {
+            ReadAnswer::Cells { cells, complete } => {
+                trace.note(|| format!("server {} answers from its own store, {level}", self.me));
+                // A large answer takes its share of the memory for answers; if there is none, the long way says so.
+                let held = self.admission.admit_answer(value_bytes(&cells))?;
+                Some(Found { cells, complete, held })
+            }
+            ReadAnswer::Failed(failure) => {
+                trace.note(|| format!("server {}: {failure}", self.me));
+                None
+            }
+        }
+    }
+
+    async fn try_read(
+        self: &Arc<Self>,
+        slice: Slice,
+        level: Level,
+        start: Instant,
+        trace: &mut Trace,
+    ) -> Result<Found, Refused> {
+        let mut admitted = self.admit(slice.partition.len(), "nothing was read")?;
+        let replicas = self.ring.replicas(&slice.partition);
+        let (mut alive, absent) = self.split_by_liveness(&slice.partition);
+        self.check_available(level, &alive, &absent, "nothing was read")?;
+        self.best_first(&mut alive);
+        let needed = level.needed(replicas.len());
+        trace.note(|| format!("server {} coordinates, {level}", self.me));
+        let deadline = start + self.config.read_timeout();
+        let mut pause = REDIAL_PAUSE;
+        loop {
+            admitted.shrink_to(slice.partition.len()); // the answers of an earlier attempt are gone
+            let mut op = ReadOp::new(needed, alive.clone());
+            self.await_answers(&mut op, &slice, &mut admitted, deadline, trace).await?;
+            let answered = op.answered();
+            if answered < needed && self.wait_for_redial(op.failures(), pause, deadline).await {
+                pause = (pause * 2).min(REDIAL_PAUSE_MAX);
+                (alive, _) = self.split_by_liveness(&slice.partition);
+                let absent: Vec<NodeId> =
+                    replicas.iter().copied().filter(|node| !alive.contains(node)).collect();
+                self.check_available(level, &alive, &absent, "nothing was read")?;
+                self.best_first(&mut alive);
                 continue;
             }
-            let merged = match newest.remove(column) {
-                Some(known) => merge(known, cell.clone()),
-                None => cell.clone(),
+            if answered < needed {
+                let why = describe_failures(op.failures().iter().map(|(node, failure)| (*node, failure)));
+                return Err(Refused::ReadTimeout { level, needed, answered, why });
+            }
+            if !level.is_strong(replicas.len()) {
+                self.compare_by_chance(&op, &slice);
+            }
+            let resolved = op.resolve(slice.cells_max);
+            let found = |admitted: Admitted| {
+                let held = admitted.for_answer(value_bytes(&resolved.cells));
+                Found { cells: resolved.cells, complete: resolved.complete, held }
             };
-            newest.insert(column.clone(), merged);
-        }
-        let truncated = newest.len() > cells_max;
-        let cells: Vec<(Bytes, Cell)> = newest.into_iter().take(cells_max).collect();
-        let repairs = self.answers.iter().map(|answered| (answered.node, lacking(&cells, &answered.cells)));
-        let repairs = repairs.filter(|(_, lacks)| !lacks.is_empty()).collect();
-        Resolved { cells, complete: complete && !truncated, repairs }
-    }
-
-    /// All answers are the same, as they mostly are: there is nothing to merge.
-    fn agree(&self) -> bool {
-        let same = |pair: &[Answered]| pair[0].complete == pair[1].complete && pair[0].cells == pair[1].cells;
-        !self.answers.is_empty() && self.answers.windows(2).all(same)
-    }
-
-    fn in_flight(&self) -> usize {
-        self.asked - self.answers.len() - self.failures.len()
-    }
-}
-
-/// The cells of `newest` that are not in `had`. Both are in column order.
-fn lacking(newest: &[(Bytes, Cell)], had: &[(Bytes, Cell)]) -> Vec<(Bytes, Cell)> {
-    let has = |entry: &(Bytes, Cell)| {
-        let at = had.binary_search_by(|(column, _)| column.cmp(&entry.0));
-        at.is_ok_and(|at| had[at].1 == entry.1)
-    };
-    newest.iter().filter(|entry| !has(entry)).cloned().collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::super::script;
-    use super::*;
-    use crate::cell::{Content, Stamp};
-    use proptest::prelude::*;
-
-    #[test]
-    fn scripts() {
-        script::check("read", |lines| {
-            let mut op: Option<ReadOp> = None;
-            lines.iter().map(|line| format!("{line} -> {}", step(&mut op, line))).collect()
-        });
-    }
-
-    /// `read NEEDED from IDS`, `ID has COLUMN=VALUE@STAMP … [cut]`, `ID lost`, `slow`, `resolve MAX`.
-    fn step(op: &mut Option<ReadOp>, line: &str) -> String {
-        let words: Vec<&str> = line.split_whitespace().collect();
-        let parse_id = |word: &&str| NodeId(word.parse().expect("an id"));
-        if words[0] == "read" {
-            let read =
-                ReadOp::new(words[1].parse().expect("a number"), words[3..].iter().map(parse_id).collect());
-            let asked: Vec<String> = read.first().iter().map(NodeId::to_string).collect();
-            *op = Some(read);
-            return format!("ask {}", asked.join(" "));
-        }
-        let read = op.as_mut().expect("a script starts with `read`");
-        match words[0] {
-            "slow" => read.slow().map_or("nobody left".to_owned(), |node| format!("ask {node}")),
-            "resolve" => describe(op.take().expect("a read").resolve(words[1].parse().expect("a number"))),
-            id => {
-                let answer = match words[1] {
-                    "lost" => ReadAnswer::Failed(Failure::ConnectionLost),
-                    _ => ReadAnswer::Cells {
-                        cells: words[2..]
-                            .iter()
-                            .filter(|word| **word != "cut")
-                            .map(|word| cell(word))
-                            .collect(),
-                        complete: !words.contains(&"cut"),
-                    },
-                };
-                format!("{:?}", read.note(parse_id(&id), answer)).to_lowercase()
+            if !self.config.read_repair || resolved.repairs.is_empty() {
+                return Ok(found(admitted));
             }
-        }
-    }
-
-    /// `COLUMN=VALUE@STAMP`; the value `x` is a tombstone, the column `-` the empty one.
-    fn cell(text: &str) -> (Bytes, Cell) {
-        let (column, rest) = text.split_once('=').expect("column=value@stamp");
-        let (value, stamp) = rest.split_once('@').expect("value@stamp");
-        let value = Bytes::copy_from_slice(value.as_bytes());
-        let content = if value == "x" { Content::Tombstone } else { Content::Value(value) };
-        let column = if column == "-" { Bytes::new() } else { Bytes::copy_from_slice(column.as_bytes()) };
-        (column, Cell { stamp: Stamp(stamp.parse().expect("a stamp")), content })
-    }
-
-    fn describe(resolved: Resolved) -> String {
-        let text = |cells: &[(Bytes, Cell)]| -> String {
-            let cells: Vec<String> = cells
-                .iter()
-                .map(|(column, cell)| {
-                    let column = if column.is_empty() { "-".into() } else { String::from_utf8_lossy(column) };
-                    let value = match &cell.content {
-                        Content::Tombstone => "x".into(),
-                        _ => String::from_utf8_lossy(cell.value_bytes()),
-                    };
-                    format!("{column}={value}@{}", cell.stamp)
-                })
-                .collect();
-            if cells.is_empty() { "nothing".to_owned() } else { cells.join(" ") }
-        };
-        let mut said = text(&resolved.cells);
-        if !resolved.complete {
-            said.push_str(", more to come");
-        }
-        for (node, lacks) in &resolved.repairs {
-            said.push_str(&format!("; repair {node} with {}", text(lacks)));
-        }
-        said
-    }
-
-    fn any_cells() -> impl Strategy<Value = Vec<(Bytes, Cell)>> {
-        let cell = (0i64..4, prop::option::of(0u8..3)).prop_map(|(stamp, value)| Cell {
-            stamp: Stamp(stamp),
-            content: value.map_or(Content::Tombstone, |value| Content::Value(Bytes::from(vec![value]))),
-        });
-        prop::collection::btree_map(0u8..5, cell, 0..5).prop_map(|cells| {
-            cells.into_iter().map(|(column, cell)| (Bytes::from(vec![column]), cell)).collect()
-        })
-    }
-
-    proptest! {
-        /// After the repairs every answering replica holds, of the columns read, just what the reader was shown.
-        #[test]
-        fn repairs_make_the_answering_replicas_equal(answers in prop::collection::vec(any_cells(), 1..4)) {
-            let order: Vec<NodeId> = (0..answers.len() as u32).map(NodeId).collect();
-            let mut op = ReadOp::new(answers.len(), order.clone());
-            for (node, cells) in order.iter().zip(&answers) {
-                op.note(*node, ReadAnswer::Cells { cells: cells.clone(), complete: true });
-            }
-            let resolved = op.resolve(100);
-            for (node, had) in order.iter().zip(&answers) {
-                let mut holds: BTreeMap<Bytes, Cell> = had.iter().cloned().collect();
-                let lacks = resolved.repairs.iter().find(|(repaired, _)| repaired == node).map(|(_, lacks)| lacks);
-                for (column, cell) in lacks.into_iter().flatten() {
-                    let merged = holds.remove(column).map_or(cell.clone(), |known| merge(known, cell.clone()));
-                    holds.insert(column.clone(), merged);
+            let current = answered - resolved.repairs.len();
+            match self.repair(&slice, resolved.repairs, deadline, trace).await {
+                Ok(()) => return Ok(found(admitted)),
+                // A replica that cannot be mended (its disk is full, say) must not stop reads that the others can
+                // answer.
+                Err((unmended, _)) if alive.len() > needed => alive.retain(|node| *node != unmended),
+                Err((unmended, failure)) => {
+                    let why =
+                        format!(" with the newest version (server {unmended} was not repaired: {failure})");
+                    return Err(Refused::ReadTimeout { level, needed, answered: current, why });
                 }
-                prop_assert_eq!(holds.into_iter().collect::<Vec<_>>(), resolved.cells.clone());
             }
         }
+    }
+
+    /// True if a server that could not be asked is being dialled again, after giving that a moment.
+    async fn wait_for_redial(
+        &self,
+        failures: &[(NodeId, Failure)],
+        pause: Duration,
+        deadline: Instant,
+    ) -> bool {
+        let redialled = |(node, failure): &(NodeId, Failure)| {
+            *failure == Failure::Unreachable && self.members.state(*node) == State::Suspect
+        };
+        let worth_it = failures.iter().any(redialled) && Instant::now() + pause < deadline;
+        if worth_it {
+            tokio::time::sleep(pause).await;
+        }
+        worth_it
+    }
+
+    /// Asks as many replicas as needed, one more where one fails or is slow, until enough answered or it is hopeless.
+    async fn await_answers(
+        &self,
+        op: &mut ReadOp,
+        slice: &Slice,
+        admitted: &mut Admitted,
+        deadline: Instant,
+        trace: &mut Trace,
+    ) -> Result<(), Refused> {
+        let mut answers = Answers::default();
+        for node in op.first() {
+            trace.note(|| format!("to server {node}"));
+            self.replicas.read(slice, answers.expect(*node));
+        }
+        let patience = Duration::from_micros(self.speculate_after_us.load(Ordering::Relaxed));
+        let impatient_at = if self.config.speculative_retry { Instant::now() + patience } else { deadline };
+        let timer = tokio::time::sleep_until(impatient_at.min(deadline));
+        tokio::pin!(timer);
+        loop {
+            tokio::select! {
+                biased; // an answer that is there counts, even at the deadline
+                answer = answers.next() => {
+                    let Some((node, answer)) = answer else { return Ok(()) };
+                    let bytes = bytes_of(&answer);
+                    let fits = admitted.grow(bytes);
+                    if node == self.me {
+                        turn::spend(bytes).await;
+                    }
+                    if !fits {
+                        let why = "the answers of the requests under way here take too much memory".to_owned();
+                        return Err(Refused::Overloaded { why, nothing: "nothing was read" });
+                    }
+                    trace.note(|| format!("server {node}: {}", describe_read(&answer)));
+                    match op.note(node, answer) {
+                        Next::Enough | Next::Impossible => return Ok(()),
+                        Next::Ask(next) => {
+                            trace.note(|| format!("to server {next} instead"));
+                            self.replicas.read(slice, answers.expect(next));
+                        }
+                        Next::Wait => {}
+                    }
+                }
+                () = &mut timer => {
+                    if Instant::now() >= deadline {
+                        trace.note(|| "the deadline has passed");
+                        return Ok(());
+                    }
+                    timer.as_mut().reset(deadline);
+                    if let Some(next) = op.slow() {
+                        trace.note(|| format!("an answer is slow: to server {next} as well"));
+                        self.stats.reads_speculated.count();
+                        self.replicas.read(slice, answers.expect(next));
+                    }
+                }
+            }
+        }
+    }
+
+    /// Writes back what answering replicas lack, and waits until all of them have it: only then do as many replicas
+    /// as the level needs have what the client is about to see.
+    async fn repair(
+        &self,
+        slice: &Slice,
+        repairs: Vec<(NodeId, Vec<(Bytes, Cell)>)>,
+        deadline: Instant,
+        trace: &mut Trace,
+    ) -> Result<(), (NodeId, Failure)> {
+        let mut answers = Answers::default();
+        let mut last = self.me;
+        for (node, cells) in repairs {
+            last = node;
+            trace.note(|| format!("server {node} is behind: repair"));
+            self.stats.read_repairs.count();
+            let mutation = Mutation { table: slice.table, partition: slice.partition.clone(), cells };
+            self.replicas.apply(&Outgoing::repair(mutation), answers.expect(node));
+        }
+        loop {
+            match tokio::time::timeout_at(deadline, answers.next()).await {
+                Ok(None) => return Ok(()),
+                Ok(Some((node, ApplyAnswer::Failed(failure)))) => {
+                    trace.note(|| format!("server {node} was not repaired: {failure}"));
+                    self.stats.read_repairs_failed.count();
+                    return Err((node, failure));
+                }
+                Ok(Some((node, answer))) => {
+                    trace.note(|| format!("server {node}: {}", describe_apply(&answer)))
+                }
+                Err(_) => {
+                    self.stats.read_repairs_failed.count();
+                    return Err((last, Failure::TimedOut));
+                }
+            }
+        }
+    }
+
+    /// Below a quorum: now and then compares with the replicas that were not asked, in the background.
+    fn compare_by_chance(self: &Arc<Self>, op: &ReadOp, slice: &Slice) {
+        if op.spared().is_empty() || !self.config.read_repair || !self.chance(self.config.read_repair_chance)
+        {
+            return;
+        }
+        let (alive, _) = self.split_by_liveness(&slice.partition);
+        if alive.len() < 2 {
+            return;
+        }
+        let (coordinator, slice) = (self.clone(), slice.clone());
+        tokio::spawn(async move {
+            let Some(mut admitted) = coordinator.admission.admit(slice.partition.len()) else { return };
+            let deadline = Instant::now() + coordinator.config.read_timeout();
+            let mut op = ReadOp::new(alive.len(), alive);
+            let mut trace = Trace::new(false);
+            if coordinator.await_answers(&mut op, &slice, &mut admitted, deadline, &mut trace).await.is_err()
+            {
+                return;
+            }
+            let repairs = op.resolve(slice.cells_max).repairs;
+            if let Err((node, failure)) = coordinator.repair(&slice, repairs, deadline, &mut trace).await {
+                log::debug!(
+                    "server {}: server {node} was not repaired in the background: {failure}",
+                    coordinator.me
+                );
+            }
+        });
+    }
+
+    fn chance(&self, chance: f64) -> bool {
+        self.random.lock().expect("no panic while it is held").f64() < chance
+    }
+
+    /// This server first if it is a replica, then the others by how fast they answered lately, Suspect ones last.
+    fn best_first(&self, nodes: &mut [NodeId]) {
+        // Cached: what it goes by may change meanwhile.
+        nodes.sort_by_cached_key(|node| {
+            let suspect = self.members.state(*node) != State::Up;
+            (suspect, *node != self.me, self.replicas.latency_us(*node))
+        });
+    }
+
+    /// Renews, from the reads since the last time, the delay after which a read asks one replica more: what 99 of 100
+    /// stayed below. Called about once a second.
+    pub fn renew_speculation(&self) {
+        let least_us = self.config.speculative_retry_min_ms * 1000;
+        let most_us = (self.config.read_timeout_ms * 1000 / 4).max(least_us);
+        if let Some(p99_us) = self.recent_reads.take_percentile(99.0, SPECULATION_READS_MIN) {
+            self.speculate_after_us.store(p99_us.clamp(least_us, most_us), Ordering::Relaxed);
+        }
+    }
+}
+
+/// Bytes of the values, which are nearly all of an answer that is large.
+fn value_bytes(cells: &[(Bytes, Cell)]) -> usize {
+    cells.iter().map(|(_, cell)| cell.value_bytes().len()).sum()
+}
+
+/// Memory that an answer takes, approximately.
+fn bytes_of(answer: &ReadAnswer) -> usize {
+    match answer {
+        ReadAnswer::Cells { cells, .. } => {
+            cells.iter().map(|(column, cell)| column.len() + cell.encoded_len()).sum()
+        }
+        ReadAnswer::Failed(_) => 0,
     }
 }

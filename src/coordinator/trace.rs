@@ -4,6 +4,8 @@ use std::fmt::Display;
 
 use tokio::time::Instant;
 
+use crate::answer::{ApplyAnswer, Failure, ReadAnswer};
+
 /// The steps of a request so far; keeps nothing unless tracing was asked for.
 pub struct Trace {
     steps: Option<(Instant, Vec<String>)>,
@@ -31,5 +33,30 @@ impl Trace {
     /// The recorded steps, if the trace records.
     pub fn into_steps(self) -> Option<Vec<String>> {
         self.steps.map(|(_, steps)| steps)
+    }
+}
+
+pub(super) fn describe_apply(answer: &ApplyAnswer) -> String {
+    match answer {
+        ApplyAnswer::Applied => "applied".to_owned(),
+        ApplyAnswer::Behind(stamp) => format!("behind, has stamp {stamp}"),
+        ApplyAnswer::Failed(failure) => failure.to_string(),
+    }
+}
+
+pub(super) fn describe_hint(outcome: &Result<(), Failure>) -> String {
+    match outcome {
+        Ok(()) => "kept".to_owned(),
+        Err(failure) => format!("not kept, {failure}"),
+    }
+}
+
+pub(super) fn describe_read(answer: &ReadAnswer) -> String {
+    match answer {
+        ReadAnswer::Cells { cells, .. } => match cells.iter().map(|(_, cell)| cell.stamp).max() {
+            Some(stamp) => format!("has stamp {stamp}"),
+            None => "has nothing".to_owned(),
+        },
+        ReadAnswer::Failed(failure) => failure.to_string(),
     }
 }

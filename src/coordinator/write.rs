@@ -1,430 +1,331 @@
-//! Is a write done? Counts the answers of one write; knows no clock, no socket and no await.
+//! How a write is carried out: sent, counted, sent again with a newer stamp, and seen to after the client has its
+//! answer.
 //!
-//! A replica answers *applied*, or *behind* when it already holds a newer version, or fails. Below a quorum, and for a
-//! stamp the client chose, both *applied* and *behind* acknowledge. From a quorum up only *applied* does, at first:
-//!
-//!   a write that starts after another was acknowledged must win, whatever the wall clocks say. The earlier one is on a
-//!   quorum, so if this write's stamp is too low, at least one replica of any quorum says *behind*. Once too few are
-//!   left to say *applied*, the write is sent again with a stamp above every one it was told of ([`Verdict::Restamp`]).
-//!   In that round a replica that is *behind* again, although it was asked before, got something newer after this
-//!   write began: the two are concurrent, either may win, and *behind* acknowledges. A replica that did not answer
-//!   before may hold something old and unknown, so its first *behind* does not.
-//!
-//!   And once a quorum has said *applied* in one round, no earlier acknowledged write is unknown any more: it would
-//!   share a replica with that quorum, which would have said *behind*. What a further replica is *behind* of is
-//!   concurrent or later, so above a quorum (ALL) *behind* acknowledges then. To send again would do harm: readers may
-//!   have seen the write and others overwritten it, and it would come back over them.
-//!
-//! Each round hears from at least one replica more, so there are at most as many rounds as replicas; with clocks that
-//! agree there is one.
+//! Not here: what the answers mean (`write_op`).
 
-use crate::answer::{ApplyAnswer, Failure, NodeId};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::trace::{describe_apply, describe_hint};
+use super::write_op::{Verdict, WriteOp};
+use super::{Admitted, Coordinator, Level, REDIAL_PAUSE, Refused, Trace, describe_failures};
+use crate::answer::{Answers, ApplyAnswer, Failure, Late, NodeId};
 use crate::cell::Stamp;
+use crate::membership::State;
+use crate::mutation::Mutation;
+use crate::reconcile::Unsettled;
+use crate::replica::Outgoing;
 
-use super::level::{Level, quorum};
+/// How long to wait before a hint is offered again to a log whose queue was full.
+const HINT_PAUSE: Duration = Duration::from_millis(50);
 
-/// The state of one write.
-#[derive(Debug)]
-pub struct WriteOp {
-    level: Level,
-    needed: usize,
-    /// *Behind* acknowledges from the first.
-    behind_acknowledges: bool,
-    /// At ANY, the failed replicas were given up for hints.
-    hinted_instead: bool,
-    slots: Vec<Slot>,
-}
-
-/// What is known of one replica.
-#[derive(Debug)]
-struct Slot {
-    node: NodeId,
-    state: SlotState,
-    /// It told its stamp, or took an earlier one, in an earlier round; or it failed in a way that leaves that open.
-    heard_before: bool,
-    /// It is only hinted.
-    only_hinted: bool,
-}
-
-#[derive(Debug, PartialEq)]
-enum SlotState {
-    /// Asked; no answer yet.
-    Waiting,
-    Applied,
-    Behind(Stamp),
-    Failed(Failure),
-    /// Absent from the start; a hint is under way.
-    Absent,
-    /// Absent, and its hint is durable.
-    Hinted,
-}
-
-/// Where a write stands.
+/// Where the stamp of a write comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Verdict {
-    /// More answers are needed, and may come.
-    Pending,
-    /// The level is met.
-    Met,
-    /// Send again with a stamp above this one.
-    Restamp(Stamp),
-    /// The level can no longer be met.
-    Failed,
+pub enum Stamping {
+    /// This server's clock.
+    Clock,
+    /// The client; kept as it is.
+    Given(Stamp),
 }
 
-impl WriteOp {
-    /// A write to `alive` replicas, with `absent` ones only hinted. `stamp_given`: the client chose the stamp.
-    pub fn new(level: Level, alive: &[NodeId], absent: &[NodeId], stamp_given: bool) -> WriteOp {
-        let replicas = alive.len() + absent.len();
-        let slot =
-            |node: &NodeId, state, only_hinted| Slot { node: *node, state, heard_before: false, only_hinted };
-        let waiting = alive.iter().map(|node| slot(node, SlotState::Waiting, false));
-        let hinting = absent.iter().map(|node| slot(node, SlotState::Absent, true));
-        WriteOp {
-            level,
-            needed: level.needed(replicas),
-            behind_acknowledges: stamp_given || !level.is_strong(replicas),
-            hinted_instead: false,
-            slots: waiting.chain(hinting).collect(),
+/// A write that met its level.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Written {
+    /// The stamp that won: of this write, or a newer one that was there.
+    pub stamp: Stamp,
+    /// How many replicas are known to have it by now.
+    pub replicas: usize,
+}
+
+impl Coordinator {
+    /// Writes `mutation`, whose cells are stamped here, at `level`.
+    pub async fn write(
+        self: &Arc<Self>,
+        mutation: Mutation,
+        stamping: Stamping,
+        level: Level,
+        trace: &mut Trace,
+    ) -> Result<Written, Refused> {
+        let start = Instant::now();
+        let outcome = self.try_write(mutation, stamping, level, start, trace).await;
+        self.stats.write.record_time(start.elapsed());
+        match &outcome {
+            Ok(_) => self.stats.writes_ok.count(),
+            Err(Refused::Unavailable { .. }) => self.stats.writes_unavailable.count(),
+            Err(Refused::Overloaded { .. }) => self.stats.writes_overloaded.count(),
+            Err(Refused::TooOld { .. }) => self.stats.requests_invalid.count(),
+            Err(Refused::WriteTimeout { .. } | Refused::ReadTimeout { .. }) => {
+                self.stats.writes_timeout.count()
+            }
         }
+        outcome
     }
 
-    /// Takes note of a replica's answer in this round. A second answer of the same replica changes nothing.
-    pub fn note(&mut self, node: NodeId, answer: ApplyAnswer) {
-        if let Some(slot) =
-            self.slots.iter_mut().find(|slot| slot.node == node && slot.state == SlotState::Waiting)
-        {
-            slot.state = match answer {
-                ApplyAnswer::Applied => SlotState::Applied,
-                ApplyAnswer::Behind(stamp) => SlotState::Behind(stamp),
-                ApplyAnswer::Failed(failure) => SlotState::Failed(failure),
-            };
-        }
-    }
-
-    /// Takes note of what became of the hint for an absent replica.
-    pub fn note_hint(&mut self, node: NodeId, outcome: Result<(), Failure>) {
-        if let Some(slot) =
-            self.slots.iter_mut().find(|slot| slot.node == node && slot.state == SlotState::Absent)
-        {
-            slot.state = match outcome {
-                Ok(()) => SlotState::Hinted,
-                Err(failure) => SlotState::Failed(failure),
-            };
-        }
-    }
-
-    /// At ANY a hint is enough: the replicas that failed and are to be hinted instead, once. Empty at other levels. Not
-    /// `me`, the coordinator: it keeps no hints for itself; nor those that would refuse the hint as well.
-    pub fn hint_instead(&mut self, me: NodeId) -> Vec<NodeId> {
-        if self.level != Level::Any || std::mem::replace(&mut self.hinted_instead, true) {
-            return Vec::new();
-        }
-        let failed = self
-            .slots
-            .iter_mut()
-            .filter(|slot| matches!(&slot.state, SlotState::Failed(failure) if failure.may_pass()))
-            .filter(|slot| slot.node != me);
-        let give_up = |slot: &mut Slot| {
-            // It may have the mutation all the same: that is not to be forgotten with the failure.
-            slot.heard_before |=
-                matches!(&slot.state, SlotState::Failed(failure) if !failure.nothing_stored());
-            slot.state = SlotState::Absent;
-            slot.only_hinted = true;
-            slot.node
+    async fn try_write(
+        self: &Arc<Self>,
+        mut mutation: Mutation,
+        stamping: Stamping,
+        level: Level,
+        start: Instant,
+        trace: &mut Trace,
+    ) -> Result<Written, Refused> {
+        let admitted = self.admit(mutation.encoded_len(), "nothing was written")?;
+        let (alive, absent) = self.split_by_liveness(&mutation.partition);
+        self.check_available(level, &alive, &absent, "nothing was written")?;
+        let unsettled = match stamping {
+            Stamping::Clock => self.outstanding.begin(),
+            Stamping::Given(stamp) => self.outstanding.begin_given(stamp),
         };
-        failed.map(give_up).collect()
+        let stamp = unsettled.stamp();
+        for (_, cell) in &mut mutation.cells {
+            cell.stamp = stamp;
+        }
+        trace.note(|| format!("server {} coordinates, stamp {stamp}, {level}", self.me));
+        let op = WriteOp::new(level, &alive, &absent, stamping != Stamping::Clock);
+        let deadline = start + self.config.write_timeout();
+        let round = Round { op, outgoing: Outgoing::new(mutation), unsettled, _admitted: admitted, deadline };
+        self.run_rounds(round, level, &absent, trace).await
     }
 
-    /// Where the write stands.
-    pub fn verdict(&self) -> Verdict {
-        let acknowledged = self.acknowledged();
-        if acknowledged >= self.needed {
-            return Verdict::Met;
-        }
-        let waiting = self.count(|slot| slot.may_yet_acknowledge(self.level));
-        if acknowledged + waiting >= self.needed {
-            return Verdict::Pending;
-        }
-        let behind = self.slots.iter().filter(|slot| !self.acknowledges(slot));
-        let told: Vec<Stamp> = behind.filter_map(Slot::behind).collect();
-        match told.iter().max() {
-            Some(_) if acknowledged + waiting + told.len() < self.needed => Verdict::Failed,
-            Some(_) if self.applied() + waiting >= quorum(self.slots.len()) => Verdict::Pending,
-            Some(largest) => Verdict::Restamp(*largest),
-            None => Verdict::Failed,
-        }
-    }
-
-    /// The write is sent again with a stamp above all that was told: every replica that was asked is asked again.
-    pub fn restamped(&mut self) {
-        for slot in &mut self.slots {
-            match slot.state {
-                SlotState::Applied | SlotState::Behind(_) => {
-                    slot.heard_before = true;
-                    slot.state = SlotState::Waiting;
+    /// Sends, counts, and sends again with a newer stamp while replicas are ahead.
+    async fn run_rounds(
+        self: &Arc<Self>,
+        mut round: Round,
+        level: Level,
+        absent: &[NodeId],
+        trace: &mut Trace,
+    ) -> Result<Written, Refused> {
+        loop {
+            let mut answers = self.send(&round, trace);
+            let mut hints = self.hint(&round, absent, trace);
+            match self.await_verdict(&mut round, &mut answers, &mut hints, trace).await {
+                Verdict::Restamp(above) => {
+                    round.unsettled = self.outstanding.begin_above(above);
+                    let stamp = round.unsettled.stamp();
+                    trace.note(|| format!("replicas are ahead: once more with stamp {stamp}"));
+                    self.stats.writes_restamped.count();
+                    round.outgoing = Outgoing::new(round.outgoing.mutation().restamped(stamp));
+                    round.op.restamped(); // those that failed are not asked again: in the end they get a hint
                 }
-                SlotState::Failed(_) | SlotState::Hinted if slot.only_hinted => {
-                    slot.state = SlotState::Absent
+                Verdict::Met => {
+                    let written = round.written();
+                    self.settle(round, answers, hints);
+                    return Ok(written);
                 }
-                SlotState::Waiting | SlotState::Failed(_) | SlotState::Absent | SlotState::Hinted => {}
+                Verdict::Failed | Verdict::Pending => {
+                    let refused = round.refused(level);
+                    if !matches!(refused, Refused::Overloaded { .. } | Refused::TooOld { .. }) {
+                        self.settle(round, answers, hints);
+                    }
+                    return Err(refused);
+                }
             }
         }
     }
 
-    /// The replicas that still owe an answer.
-    pub fn waiting(&self) -> impl Iterator<Item = NodeId> + '_ {
-        self.slots.iter().filter(|slot| slot.state == SlotState::Waiting).map(|slot| slot.node)
-    }
-
-    /// How many acknowledgements the level needs.
-    pub fn needed(&self) -> usize {
-        self.needed
-    }
-
-    /// How many have acknowledged.
-    pub fn acknowledged(&self) -> usize {
-        self.count(|slot| self.acknowledges(slot))
-    }
-
-    /// How many replicas have to apply it before anything follows from that. Once it failed and may be stored nowhere,
-    /// one that applies it ends that doubt.
-    pub fn wanted(&self) -> usize {
-        match self.verdict() {
-            Verdict::Failed => 1,
-            _ => self.needed.saturating_sub(self.acknowledged()),
+    /// Sends the round's mutation to every replica that owes an answer.
+    fn send(&self, round: &Round, trace: &mut Trace) -> Answers<ApplyAnswer> {
+        let mut answers = Answers::default();
+        // The other servers first: their fsyncs then run beside this server's own.
+        let here = round.op.waiting().filter(|node| *node == self.me);
+        for node in round.op.waiting().filter(|node| *node != self.me).chain(here) {
+            trace.note(|| format!("to server {node}"));
+            self.replicas.apply(&round.outgoing, answers.expect(node));
         }
+        answers
     }
 
-    /// How many are known to have the mutation or something newer.
-    pub fn holding(&self) -> usize {
-        self.count(|slot| matches!(slot.state, SlotState::Applied | SlotState::Behind(_)))
+    /// Keeps the round's mutation for the absent replicas.
+    fn hint(&self, round: &Round, absent: &[NodeId], trace: &mut Trace) -> Answers<Hinted> {
+        let mut answers = Answers::default();
+        for node in absent {
+            trace.note(|| format!("server {node} is absent: hint"));
+            self.handoff.keep(round.outgoing.mutation(), answers.expect(*node));
+        }
+        answers
     }
 
-    /// The largest stamp of a replica that holds something newer.
-    pub fn newest_told(&self) -> Option<Stamp> {
-        self.slots.iter().filter_map(Slot::behind).max()
-    }
-
-    /// The replicas that failed, and why.
-    pub fn failures(&self) -> impl Iterator<Item = (NodeId, &Failure)> {
-        self.slots.iter().filter_map(|slot| match &slot.state {
-            SlotState::Failed(failure) => Some((slot.node, failure)),
-            _ => None,
-        })
-    }
-
-    /// The replicas that may lack the mutation and are owed a hint: those that failed or are still silent, and those
-    /// whose hint found this server's log too busy. What was refused for good is not owed.
-    pub fn owed(&self) -> impl Iterator<Item = (NodeId, Option<&Failure>)> {
-        self.slots.iter().filter_map(|slot| match &slot.state {
-            SlotState::Waiting => Some((slot.node, None)),
-            SlotState::Failed(failure) if !failure.may_pass() => None,
-            SlotState::Failed(failure) if !slot.only_hinted || *failure == Failure::Overloaded => {
-                Some((slot.node, Some(failure)))
+    /// Counts answers until the write is decided or its deadline passes (`Pending`).
+    async fn await_verdict(
+        &self,
+        round: &mut Round,
+        answers: &mut Answers<ApplyAnswer>,
+        hints: &mut Answers<Hinted>,
+        trace: &mut Trace,
+    ) -> Verdict {
+        let deadline = tokio::time::sleep_until(round.deadline);
+        tokio::pin!(deadline);
+        let mut again = Vec::new();
+        loop {
+            match round.op.verdict() {
+                Verdict::Pending => {}
+                Verdict::Failed if round.op.may_be_unstored() && answers.due() > 0 => {}
+                Verdict::Failed => match round.op.hint_instead(self.me) {
+                    failed if failed.is_empty() => return Verdict::Failed,
+                    failed => {
+                        failed.iter().for_each(|node| {
+                            self.handoff.keep(round.outgoing.mutation(), hints.expect(*node))
+                        });
+                        continue;
+                    }
+                },
+                verdict => return verdict,
             }
-            _ => None,
-        })
-    }
-
-    /// True if certainly no replica has the mutation and no hint of it exists, so that nothing was written.
-    pub fn nothing_stored(&self) -> bool {
-        self.may_be_unstored() && self.waiting().next().is_none()
-    }
-
-    /// True if it may still turn out that nothing was written: every answer so far was a refusal, and some are due.
-    pub fn may_be_unstored(&self) -> bool {
-        self.slots.iter().all(|slot| match &slot.state {
-            SlotState::Failed(failure) => failure.nothing_stored() && !slot.heard_before,
-            SlotState::Waiting => !slot.heard_before,
-            _ => false,
-        })
-    }
-
-    fn acknowledges(&self, slot: &Slot) -> bool {
-        match slot.state {
-            SlotState::Applied => true,
-            SlotState::Behind(_) => {
-                self.behind_acknowledges || slot.heard_before || self.applied() >= quorum(self.slots.len())
+            let wanted = if trace.records() { 1 } else { round.op.wanted() };
+            tokio::select! {
+                biased; // an answer that is there counts, even at the deadline
+                Some((node, answer)) = answers.next_of(wanted) => {
+                    trace.note(|| format!("server {node}: {}", describe_apply(&answer)));
+                    if self.is_being_redialled(node, &answer) {
+                        again.push(node);
+                    } else {
+                        round.op.note(node, answer);
+                    }
+                }
+                Some((node, outcome)) = hints.next() => {
+                    trace.note(|| format!("hint for server {node}: {}", describe_hint(&outcome)));
+                    round.op.note_hint(node, outcome);
+                }
+                () = &mut deadline => {
+                    trace.note(|| "the deadline has passed");
+                    return Verdict::Pending;
+                }
+                () = async { tokio::time::sleep(REDIAL_PAUSE).await }, if !again.is_empty() => {
+                    for node in again.drain(..) {
+                        if self.members.is_alive(node) {
+                            self.replicas.apply(&round.outgoing, answers.expect(node));
+                        } else {
+                            round.op.note(node, ApplyAnswer::Failed(Failure::Unreachable));
+                        }
+                    }
+                }
             }
-            SlotState::Hinted => self.level == Level::Any,
-            SlotState::Waiting | SlotState::Failed(_) | SlotState::Absent => false,
         }
     }
 
-    fn applied(&self) -> usize {
-        self.count(|slot| slot.state == SlotState::Applied)
+    /// True if the request was certainly not sent, and a moment later it may be known whether that server is there.
+    fn is_being_redialled(&self, node: NodeId, answer: &ApplyAnswer) -> bool {
+        *answer == ApplyAnswer::Failed(Failure::Unreachable) && self.members.state(node) == State::Suspect
     }
 
-    fn count(&self, holds: impl Fn(&Slot) -> bool) -> usize {
-        self.slots.iter().filter(|slot| holds(slot)).count()
-    }
-}
-
-impl Slot {
-    fn behind(&self) -> Option<Stamp> {
-        match self.state {
-            SlotState::Behind(stamp) => Some(stamp),
-            _ => None,
+    /// Sees to the answers that the client does not wait for. Whoever fails gets a hint.
+    fn settle(self: &Arc<Self>, round: Round, answers: Answers<ApplyAnswer>, mut hints: Answers<Hinted>) {
+        let mut late = Box::new(LateWrite { coordinator: self.clone(), round });
+        if hints.due() == 0 {
+            return answers.hand_over(late);
         }
-    }
-
-    fn may_yet_acknowledge(&self, level: Level) -> bool {
-        match self.state {
-            SlotState::Waiting => true,
-            SlotState::Absent => level == Level::Any,
-            _ => false,
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::super::script;
-    use super::*;
-    use proptest::prelude::*;
-
-    #[test]
-    fn scripts() {
-        script::check("write", |lines| {
-            let mut op: Option<WriteOp> = None;
-            lines
-                .iter()
-                .map(|line| {
-                    step(&mut op, line);
-                    let op = op.as_ref().expect("a script starts with `write`");
-                    format!("{line} -> {}", describe(op))
-                })
-                .collect()
+        tokio::spawn(async move {
+            while let Some((node, outcome)) = hints.next().await {
+                late.round.op.note_hint(node, outcome);
+            }
+            answers.hand_over(late);
         });
     }
 
-    /// `write LEVEL alive IDS [absent IDS] [given]`, `ID applied|behind STAMP|lost|refused`, `hint ID ok|refused`,
-    /// `restamped`, `instead` (hint the failed ones instead).
-    fn step(op: &mut Option<WriteOp>, line: &str) {
-        let words: Vec<&str> = line.split_whitespace().collect();
-        let node = |word: &str| NodeId(word.parse().expect("an id"));
-        match words[0] {
-            "write" => {
-                let ids = |after: &str| -> Vec<NodeId> {
-                    let from = words.iter().position(|word| *word == after).map_or(words.len(), |at| at + 1);
-                    words[from..].iter().map_while(|word| word.parse().ok().map(NodeId)).collect()
-                };
-                let level = Level::parse(words[1]).expect("a level");
-                *op = Some(WriteOp::new(level, &ids("alive"), &ids("absent"), words.contains(&"given")));
-            }
-            "restamped" => op.as_mut().expect("a write").restamped(),
-            "instead" => drop(op.as_mut().expect("a write").hint_instead(NodeId(0))),
-            "hint" => {
-                let refused = Err(Failure::Refused("disk full".into()));
-                let outcome = if words[2] == "ok" { Ok(()) } else { refused };
-                op.as_mut().expect("a write").note_hint(node(words[1]), outcome);
-            }
-            id => {
-                let answer = match words[1] {
-                    "applied" => ApplyAnswer::Applied,
-                    "behind" => ApplyAnswer::Behind(Stamp(words[2].parse().expect("a stamp"))),
-                    "lost" => ApplyAnswer::Failed(Failure::ConnectionLost),
-                    "refused" => ApplyAnswer::Failed(Failure::Refused("disk full".into())),
-                    other => panic!("{other}"),
-                };
-                op.as_mut().expect("a write").note(node(id), answer);
-            }
-        }
-    }
-
-    fn describe(op: &WriteOp) -> String {
-        let verdict = match op.verdict() {
-            Verdict::Pending => "pending".to_owned(),
-            Verdict::Met => "met".to_owned(),
-            Verdict::Restamp(stamp) => format!("restamp above {stamp}"),
-            Verdict::Failed if op.nothing_stored() => "failed, nothing stored".to_owned(),
-            Verdict::Failed => "failed".to_owned(),
+    /// Nobody owes the write an answer any more. A silent server has been given up by now and gets a hint too; it may
+    /// have the mutation, which does no harm.
+    fn settled(self: Arc<Self>, round: Round) {
+        // This server keeps no hints for itself, but a full queue passes.
+        let can_be_made_up = |(node, failure): &(NodeId, Option<&Failure>)| {
+            *node != self.me || *failure == Some(&Failure::Overloaded)
         };
-        format!("{} of {} {verdict}", op.acknowledged(), op.needed())
-    }
-
-    fn any_answer() -> impl Strategy<Value = ApplyAnswer> {
-        prop_oneof![
-            Just(ApplyAnswer::Applied),
-            (0i64..5).prop_map(|stamp| ApplyAnswer::Behind(Stamp(stamp))),
-            Just(ApplyAnswer::Failed(Failure::TimedOut)),
-        ]
-    }
-
-    fn waits(op: &WriteOp) -> bool {
-        match op.verdict() {
-            Verdict::Pending => true,
-            Verdict::Failed => op.may_be_unstored() && op.waiting().count() > 0,
-            Verdict::Met | Verdict::Restamp(_) => false,
+        let missing: Vec<NodeId> = round.op.owed().filter(can_be_made_up).map(|(node, _)| node).collect();
+        if !missing.is_empty() {
+            self.runtime.clone().spawn(async move {
+                self.make_up(&round.outgoing, missing).await;
+                drop(round); // now nothing of this request is under way
+            });
         }
     }
 
-    proptest! {
-        /// A write that waits goes on waiting until as many as it needs have applied it, or the last has answered.
-        #[test]
-        fn nothing_follows_from_fewer_than_are_wanted(
-            replicas in 1u32..6, level in prop::sample::select(vec![Level::One, Level::Two, Level::Quorum, Level::All]),
-            answers in prop::collection::vec(prop_oneof![
-                any_answer(), Just(ApplyAnswer::Failed(Failure::Overloaded))
-            ], 0..5),
-            given in any::<bool>(),
-        ) {
-            let nodes: Vec<NodeId> = (0..replicas).map(NodeId).collect();
-            let mut op = WriteOp::new(level, &nodes, &[], given);
-            for (node, answer) in nodes.iter().zip(answers) {
-                op.note(*node, answer);
-            }
-            let waiting: Vec<NodeId> = op.waiting().collect();
-            let fewer = op.wanted().min(waiting.len()).saturating_sub(1);
-            if waits(&op) {
-                prop_assert!(op.wanted() > 0);
-                for node in &waiting[..fewer] {
-                    op.note(*node, ApplyAnswer::Applied);
-                    prop_assert!(waits(&op), "decided, and nobody is woken");
+    /// Keeps hints for the servers that miss the mutation, again and again while this server's own log is too busy.
+    async fn make_up(&self, outgoing: &Outgoing, mut missing: Vec<NodeId>) {
+        let until = Instant::now() + self.config.write_timeout();
+        loop {
+            let (mut hints, mut own) = (Answers::default(), Answers::default());
+            for node in missing.drain(..) {
+                if node == self.me {
+                    self.replicas.apply(outgoing, own.expect(node));
+                } else {
+                    self.handoff.keep(outgoing.mutation(), hints.expect(node));
                 }
             }
-        }
-
-        /// However answers come, a write whose replicas all answered is decided, and met only with enough of them.
-        #[test]
-        fn a_fully_answered_write_is_decided(
-            replicas in 1u32..6, level in prop::sample::select(vec![Level::One, Level::Quorum, Level::All]),
-            rounds in prop::collection::vec(prop::collection::vec(any_answer(), 5), 6)
-        ) {
-            let nodes: Vec<NodeId> = (0..replicas).map(NodeId).collect();
-            let mut op = WriteOp::new(level, &nodes, &[], false);
-            for (round, answers) in rounds.iter().enumerate() {
-                for (node, answer) in nodes.iter().zip(answers) {
-                    op.note(*node, answer.clone());
-                }
-                match op.verdict() {
-                    Verdict::Met => {
-                        prop_assert!(op.acknowledged() >= op.needed());
-                        if round == 0 && level.is_strong(nodes.len()) {
-                            let applied = answers[..nodes.len()].iter().filter(|a| **a == ApplyAnswer::Applied).count();
-                            prop_assert!(applied >= quorum(nodes.len()));
-                        }
-                        return Ok(());
-                    }
-                    Verdict::Failed => return Ok(()),
-                    Verdict::Restamp(_) => op.restamped(),
-                    Verdict::Pending => prop_assert!(false, "pending with every answer there"),
-                }
+            while let Some((node, outcome)) = hints.next().await {
+                missing.extend((outcome == Err(Failure::Overloaded)).then_some(node));
             }
-            prop_assert!(false, "more rounds than replicas");
+            while let Some((node, answer)) = own.next().await {
+                missing.extend((answer == ApplyAnswer::Failed(Failure::Overloaded)).then_some(node));
+            }
+            if missing.is_empty() {
+                return;
+            }
+            if Instant::now() >= until {
+                self.stats.hints_dropped.add(missing.len() as u64);
+                return log::warn!(
+                    "server {}: no hint for servers {missing:?}: the log is overloaded",
+                    self.me
+                );
+            }
+            tokio::time::sleep(HINT_PAUSE).await;
         }
     }
+}
 
-    #[test]
-    fn what_is_too_old_is_refused_and_not_hinted() {
-        let replicas = [NodeId(0), NodeId(1), NodeId(2)];
-        let mut op = WriteOp::new(Level::Any, &replicas, &[], true);
-        for replica in replicas {
-            op.note(replica, ApplyAnswer::Failed(Failure::TooOld { above: Stamp(9) }));
+/// What became of a hint.
+type Hinted = Result<(), Failure>;
+
+/// A write on its way: what is sent, what came back, until when.
+struct Round {
+    op: WriteOp,
+    outgoing: Outgoing,
+    /// Its stamp; others are told that it is under way.
+    unsettled: Unsettled,
+    /// Given back when nothing of the request is under way any more.
+    _admitted: Admitted,
+    deadline: Instant,
+}
+
+/// A write whose client has its answer, or its refusal, while some replicas owe theirs.
+struct LateWrite {
+    coordinator: Arc<Coordinator>,
+    round: Round,
+}
+
+impl Late<ApplyAnswer> for LateWrite {
+    fn note(&mut self, node: NodeId, answer: ApplyAnswer) {
+        self.round.op.note(node, answer);
+    }
+
+    fn end(self: Box<Self>) {
+        self.coordinator.settled(self.round);
+    }
+}
+
+impl Round {
+    fn written(&self) -> Written {
+        let stamp = self.unsettled.stamp();
+        let newer = self.op.newest_told().filter(|told| *told > stamp);
+        Written { stamp: newer.unwrap_or(stamp), replicas: self.op.holding() }
+    }
+
+    fn refused(&self, level: Level) -> Refused {
+        let above = self.op.failures().filter_map(|(_, failure)| match failure {
+            Failure::TooOld { above } => Some(*above),
+            _ => None,
+        });
+        if self.op.nothing_stored()
+            && let Some(above) = above.max()
+        {
+            return Refused::TooOld { above };
         }
-        assert_eq!(op.hint_instead(NodeId(0)), []);
-        assert_eq!((op.owed().count(), op.nothing_stored()), (0, true));
-        assert_eq!(op.verdict(), Verdict::Failed);
+        let why = describe_failures(self.op.failures());
+        if self.op.nothing_stored() {
+            let why = format!("no replica took it{why}");
+            return Refused::Overloaded { why, nothing: "nothing was written" };
+        }
+        let (needed, acknowledged) = (self.op.needed(), self.op.acknowledged());
+        Refused::WriteTimeout { level, needed, acknowledged, why }
     }
 }
