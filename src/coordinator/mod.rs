@@ -169,6 +169,7 @@ impl Coordinator {
             runtime: Handle::current(),
         }
     }
+
     /// A share of the bounds for operations that wait until they can be begun; given back when it is dropped.
     pub fn admit_waiting(&self, bytes: usize) -> Result<Admitted, Refused> {
         self.admit(bytes, "nothing was done")
@@ -216,6 +217,7 @@ impl Coordinator {
         };
         Err(Refused::Unavailable { level, needed, alive: alive.len(), who, nothing })
     }
+
     /// Waits until nothing is under way, hints for late replicas included.
     pub async fn drained(&self) {
         self.admission.drained().await;

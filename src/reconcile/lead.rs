@@ -263,9 +263,10 @@ impl Reconciler {
         let present = self.present();
         let led: Vec<usize> = (0..self.ring.ranges().len()).filter(|index| self.leads(*index)).collect();
         let known = self.known();
-        let equal = match present.len() + 1 < self.nodes.len() && led.contains(&index) {
-            true => led.iter().all(|index| known.ranges[*index].was_equal_among(&present)),
-            false => known.ranges[index].is_proven_equal(),
+        let equal = if present.len() + 1 < self.nodes.len() && led.contains(&index) {
+            led.iter().all(|index| known.ranges[*index].was_equal_among(&present))
+        } else {
+            known.ranges[index].is_proven_equal()
         };
         if whole && equal { Work::Look } else { Work::Mend }
     }
